@@ -1,0 +1,1 @@
+"""autoquant: mixed-precision search for BERT-family models under a size budget."""

@@ -1,0 +1,253 @@
+"""What does it weigh? The one home of byte arithmetic: predicted bytes are written bytes.
+
+A packed `model.safetensors` holds, for every matrix W of the search space,
+
+    W_codes   U8 [n]      codes at their true width, each row padded to a whole byte, pruned rows absent
+    W_scales  F16 [m]     one scale per row (or per sub-group), pruned ones absent
+    W_layout  U8 [8 + G]  rows and columns (little-endian uint32 each), then the bits of each of the G sub-groups
+    W_buckets U8 [k]      word embedding only: the bucket of each row, packed at ceil(log2 G) bits
+
+and every other tensor ("rest": biases, layer norms) as F16 under its own name. The JSON header is padded with spaces to a
+length that does not depend on the allocation, so that bytes are additive over sub-groups.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from autoquant.core.allocation import BitAllocation
+from autoquant.core.errors import BudgetError
+from autoquant.core.subgroup import Partition
+
+MIB = 1024 * 1024
+SCALE_BYTES = 2  # float16
+LAYOUT_HEAD_BYTES = 8  # rows and columns as uint32
+CHECKSUM_CHARACTERS = 64  # sha256 in hexadecimal
+
+
+@dataclass(frozen=True)
+class SizeBudget:
+    """A size in bytes and what counts: `file` = the whole model.safetensors, `encoder` = codes and scales of the encoder."""
+
+    bytes: int
+    count: str = "file"
+
+    def __post_init__(self) -> None:
+        if self.count not in ("file", "encoder"):
+            raise BudgetError(f"Budget counts 'file' or 'encoder', not '{self.count}'.")
+        if self.bytes <= 0:
+            raise BudgetError(f"A budget of {self.bytes} bytes is not a size: give a positive --budget-mib or --budget-ratio.")
+
+    @classmethod
+    def mib(cls, mib: float, count: str = "file") -> SizeBudget:
+        """A budget of `mib` MiB (1,048,576 bytes each)."""
+        return cls(int(mib * MIB), count)
+
+    @classmethod
+    def ratio(cls, ratio: float, full_bytes: int, count: str = "file") -> SizeBudget:
+        """A budget `ratio` times smaller than `full_bytes`, the full-precision size of what counts."""
+        if not ratio > 1:
+            raise BudgetError(f"--budget-ratio {ratio} does not shrink anything: give a number above 1, say 15.")
+        return cls(int(full_bytes / ratio), count)
+
+
+def code_bytes(rows: int, columns: int, bits: int) -> int:
+    """Bytes of `rows` rows of codes of `bits` bits, each row padded to a whole byte.
+
+    >>> code_bytes(2, 384, 3)
+    288
+    """
+    return rows * ((columns * bits + 7) // 8)
+
+
+def bucket_bits(groups: int) -> int:
+    """Bits that index one of `groups` buckets (0 when there is only one)."""
+    return (groups - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a safetensors file: name, dtype as the format spells it (U8, F16), and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * {"U8": 1, "F16": 2, "F32": 4}[self.dtype]
+
+
+def header_json(entries: Sequence[TensorEntry], metadata: str) -> bytes:
+    """The safetensors JSON header of `entries` in their order; `metadata` is the text under the key "autoquant"."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt", "autoquant": metadata}}
+    offset = 0
+    for entry in entries:
+        end = offset + entry.bytes
+        header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [offset, end]}
+        offset = end
+    return json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+@dataclass(frozen=True, eq=False)
+class ByteModel:
+    """Bytes of every choice and of everything that is not a choice.
+
+    `partitions`: the matrices of the search space; `rest`: name -> shape of every other tensor of the file;
+    `scale`: `row` or `subgroup`; `metadata`: the header's text (its length counts, its checksum has a fixed length).
+    """
+
+    partitions: tuple[Partition, ...]
+    rest: Mapping[str, tuple[int, ...]]
+    scale: str
+    metadata: str
+
+    def scales_in(self, rows: int, bits: int) -> int:
+        """How many scales a sub-group of `rows` rows stores at a width."""
+        return 0 if bits == 0 or rows == 0 else rows if self.scale == "row" else 1
+
+    def choice_bytes(self, partition: Partition, bits: int) -> np.ndarray:
+        """Bytes of every sub-group of one matrix at one width, [groups] int64: codes and scales."""
+        columns = partition.matrix.columns
+        return np.array(
+            [code_bytes(n, columns, bits) + SCALE_BYTES * self.scales_in(n, bits) for n in partition.sizes], dtype=np.int64
+        )
+
+    def layout_bytes(self, partition: Partition) -> int:
+        """Bytes of a matrix's layout and bucket index, whatever its bits."""
+        index = 0
+        if partition.buckets is not None:
+            index = (partition.matrix.rows * bucket_bits(partition.groups) + 7) // 8
+        return LAYOUT_HEAD_BYTES + partition.groups + index
+
+    def entries(self, allocation: BitAllocation) -> list[TensorEntry]:
+        """Every tensor of the packed file, F16 first so that offsets stay aligned, then by name."""
+        half = [TensorEntry(name, "F16", tuple(shape)) for name, shape in self.rest.items()]
+        byte: list[TensorEntry] = []
+        for partition in self.partitions:
+            name, bits = partition.matrix.name, allocation.bits[partition.matrix.name]
+            pairs = list(zip(partition.sizes, bits, strict=True))
+            scales = sum(self.scales_in(n, b) for n, b in pairs)
+            codes = sum(code_bytes(n, partition.matrix.columns, b) for n, b in pairs)
+            half.append(TensorEntry(f"{name}_scales", "F16", (scales,)))
+            byte.append(TensorEntry(f"{name}_codes", "U8", (codes,)))
+            byte.append(TensorEntry(f"{name}_layout", "U8", (LAYOUT_HEAD_BYTES + partition.groups,)))
+            if partition.buckets is not None:
+                index = self.layout_bytes(partition) - LAYOUT_HEAD_BYTES - partition.groups
+                byte.append(TensorEntry(f"{name}_buckets", "U8", (index,)))
+        return sorted(half, key=lambda e: e.name) + sorted(byte, key=lambda e: e.name)
+
+    @cached_property
+    def header_bytes(self) -> int:
+        """Length of the padded header with its 8-byte length field: that of the largest allocation, the same for all."""
+        widest = BitAllocation({p.matrix.name: (max(p.widths),) * p.groups for p in self.partitions})
+        length = len(header_json(self.entries(widest), self.metadata)) + CHECKSUM_CHARACTERS
+        return 8 + (length + 7) // 8 * 8
+
+    @cached_property
+    def fixed_bytes(self) -> int:
+        """Everything in the file that is not a choice: header, layouts, bucket index, rest in float16."""
+        rest = sum(2 * math.prod(shape) for shape in self.rest.values())
+        return self.header_bytes + rest + sum(self.layout_bytes(p) for p in self.partitions)
+
+    def exact_bytes(self, allocation: BitAllocation, count: str = "file") -> int:
+        """Bytes of an allocation: the size of the file that is written, or codes and scales of the encoder."""
+        return sum(self.breakdown(allocation, count).values())
+
+    def breakdown(self, allocation: BitAllocation, count: str = "file") -> dict[str, int]:
+        """Bytes by what they hold: `<kind>` codes and scales, `layout`, `rest`, `header`."""
+        parts: dict[str, int] = {}
+        for partition in self.partitions:
+            if count == "encoder" and partition.matrix.layer is None:
+                continue
+            bits = allocation.bits[partition.matrix.name]
+            by_width = {b: self.choice_bytes(partition, b) for b in set(bits)}
+            size = sum(int(by_width[b][i]) for i, b in enumerate(bits))
+            parts[partition.matrix.kind] = parts.get(partition.matrix.kind, 0) + size
+        if count == "file":
+            parts["layout"] = sum(self.layout_bytes(p) for p in self.partitions)
+            parts["rest"] = sum(2 * math.prod(shape) for shape in self.rest.values())
+            parts["header"] = self.header_bytes
+        return parts
+
+
+@dataclass(frozen=True, eq=False)
+class ChoiceTable:
+    """Every sub-group of every matrix as one flat table, the knapsack's and the supernet's view of the space.
+
+    `widths` [K] bit-widths, ascending; `bytes` [N, K] int64 what counts against the budget; `allowed` [N, K] bool;
+    `parameters` [N] weights in the sub-group; `fixed` bytes that count whatever is chosen.
+    """
+
+    partitions: tuple[Partition, ...]
+    widths: tuple[int, ...]
+    bytes: np.ndarray
+    allowed: np.ndarray
+    parameters: np.ndarray
+    fixed: int
+
+    def __len__(self) -> int:
+        return len(self.bytes)
+
+    def slices(self) -> dict[str, slice]:
+        """Matrix name -> its rows of the table."""
+        ends = np.cumsum([p.groups for p in self.partitions])
+        return {p.matrix.name: slice(int(e) - p.groups, int(e)) for p, e in zip(self.partitions, ends, strict=True)}
+
+    def to_allocation(self, choice: np.ndarray) -> BitAllocation:
+        """Column index per sub-group ([N]) -> allocation."""
+        bits = np.asarray(self.widths)[choice]
+        return BitAllocation({name: tuple(int(b) for b in bits[rows]) for name, rows in self.slices().items()})
+
+    def to_choice(self, allocation: BitAllocation) -> np.ndarray:
+        """Allocation -> column index per sub-group, [N] int64."""
+        column = {width: index for index, width in enumerate(self.widths)}
+        return np.array([column[b] for p in self.partitions for b in allocation.bits[p.matrix.name]], dtype=np.int64)
+
+    def smallest(self) -> int:
+        return int(np.where(self.allowed, self.bytes, np.iinfo(np.int64).max).min(axis=1).sum()) + self.fixed
+
+    def largest(self) -> int:
+        return int(np.where(self.allowed, self.bytes, -1).max(axis=1).sum()) + self.fixed
+
+    def total(self, choice: np.ndarray) -> int:
+        """Bytes that count, of a choice per sub-group ([N])."""
+        return int(self.bytes[np.arange(len(self)), choice].sum()) + self.fixed
+
+
+def choice_table(model: ByteModel, count: str = "file") -> ChoiceTable:
+    """The flat table of a model's choices; matrices that do not count against an `encoder` budget weigh nothing in it."""
+    widths = tuple(sorted({width for p in model.partitions for width in p.widths}))
+    sizes, allowed, parameters = [], [], []
+    for partition in model.partitions:
+        counts = count == "file" or partition.matrix.layer is not None
+        columns = [model.choice_bytes(partition, w) * counts for w in widths]
+        sizes.append(np.stack(columns, axis=1))
+        allowed.append(np.tile([w in partition.widths for w in widths], (partition.groups, 1)))
+        parameters.append(np.asarray(partition.sizes, dtype=np.int64) * partition.matrix.columns)
+    fixed = model.fixed_bytes if count == "file" else 0
+    return ChoiceTable(
+        model.partitions, widths, np.concatenate(sizes), np.concatenate(allowed), np.concatenate(parameters), fixed
+    )
+
+
+def check_budget(budget: SizeBudget, table: ChoiceTable, full_bytes: int, model: ByteModel) -> None:
+    """Raise BudgetError, with the numbers and the remedy, for a budget no allocation can meet or that asks for nothing."""
+    if budget.bytes < table.smallest():
+        choice = np.where(table.allowed, table.bytes, np.iinfo(np.int64).max).argmin(axis=1)
+        parts = model.breakdown(table.to_allocation(choice), budget.count)
+        filling = ", ".join(f"{k} {v / MIB:.2f}" for k, v in sorted(parts.items(), key=lambda kv: -kv[1])[:4])
+        raise BudgetError(
+            f"Budget {budget.bytes / MIB:.2f} MiB is below the smallest allocation, {table.smallest() / MIB:.2f} MiB "
+            f"({filling}): raise --budget-mib, or allow fewer bits in the search space (--space), or --trim-positions."
+        )
+    if budget.bytes >= full_bytes:
+        raise BudgetError(
+            f"Budget {budget.bytes / MIB:.2f} MiB is not below full precision, {full_bytes / MIB:.2f} MiB: nothing to search."
+        )

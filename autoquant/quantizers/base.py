@@ -1,0 +1,47 @@
+"""The protocol of a quantizer: a grid per bit-width, a scale per row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Representable values in units of the scale: `offset` + integers, clamped to [-limit, limit].
+
+    The stored code of a value v is v / scale + limit, an integer in [0, 2 limit].
+    """
+
+    limit: float
+    offset: float
+
+
+class Quantizer(Protocol):
+    """Symmetric uniform quantisation of weight rows, one positive scale per row."""
+
+    name: str
+    symmetric_int8: bool
+    """Whether codes are symmetric integers within int8 with a scale per output row or coarser, as fast runtimes need."""
+
+    def grid(self, bits: int) -> Grid:
+        """The grid of a width of 1 or more bits."""
+        ...
+
+    def fake_quantize(self, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+        """Nearest representable values: weight [rows, columns], scale [rows] -> [rows, columns]; no gradient."""
+        ...
+
+    def encode(self, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+        """Codes [rows, columns] uint8, each below 2**bits."""
+        ...
+
+    def decode(self, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
+        """Values of codes: `decode(encode(w, s, b), s, b)` equals `fake_quantize(w, s, b)` exactly."""
+        ...
+
+    def overhead_bytes(self, rows: int) -> int:
+        """Bytes that `rows` rows store beside their codes."""
+        ...
