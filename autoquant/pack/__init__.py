@@ -1,0 +1,1 @@
+"""How do codes become real bytes, and bytes a model again? One safetensors file, nothing pickled."""
