@@ -1,0 +1,438 @@
+"""What does a run leave on disk? One directory, written atomically, held by one process, resumable after a kill.
+
+    run.json                settings, versions, hashes of the inputs, date
+    metrics.jsonl           one JSON line per logged step
+    metrics.json            the result; written last, so its presence says that the run is finished
+    checkpoint/<stage>.pt   state of a stage that was interrupted
+    checkpoint/stages.json  seconds of every stage, results of the finished ones
+    teacher/, model/        the fine-tuned teacher; what is shipped
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import hashlib
+import json
+import math
+import os
+import pickle
+import platform
+import shutil
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from autoquant.core.errors import CheckpointError, RunError
+
+MIB = 2**20
+TEMPORARY_SUFFIX = ".autoquant.tmp"
+PACKAGES = {"autoquant": "autoquant-bert", **{name: name for name in ("torch", "transformers", "numpy", "safetensors")}}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
+NOT_A_FOLDER = {errno.ENOTDIR, errno.EEXIST}
+CORRUPT = (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, ValueError, TypeError, AttributeError)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the OSErrors of writing at `path` into one RunError line with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            free = _free_bytes(path) / MIB
+            reason = f"No space left to write {path} ({free:.0f} MiB free): make room; a run goes on with --resume."
+        elif error.errno in READ_ONLY:
+            reason = f"{path} is not writable: change its permissions or choose another folder."
+        elif error.errno in NOT_A_FOLDER:
+            reason = f"Cannot write {path}: a file is where a folder is needed; choose another folder."
+        else:
+            reason = f"Cannot write {path}: {error.strerror or error}."
+        raise RunError(reason) from error
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the name `path` only once it is complete and on disk; missing folders are made.
+
+    Raises RunError when the disk is full or the folder not writable; the previous file then stays as it was.
+    """
+    path = Path(path)
+    # Beside the target, since a rename is atomic only within one file system; never mkstemp, which ignores the umask.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    with disk_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            if temporary.parent.is_dir():
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a whole file or nothing; raises RunError as `atomic_file` does."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write a whole UTF-8 file or nothing; raises RunError as `atomic_file` does."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class RunDirectory:
+    """The files of one run; `RunDirectory(path)` reads, `RunDirectory.open(...)` also locks and is needed to write."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, path: str | Path, settings: Mapping[str, Any], resume: bool = False, expected_bytes: int = 0
+    ) -> Iterator[RunDirectory]:
+        """Hold the directory for this process, as a new run or, with `resume`, the run that is there (if any).
+
+        settings: JSON values (paths, tuples and NumPy scalars are converted); they identify the run.
+        expected_bytes: what the whole run will write; compared with the free space beforehand.
+        Raises RunError when the folder is held by another process, holds a run that may not be continued, is not
+        writable, or has too little room.
+        """
+        run = cls(path)
+        with disk_errors(run.path):
+            _check_space(run.path, expected_bytes)
+            run.path.mkdir(parents=True, exist_ok=True)
+        with _locked(run.path):
+            run._remove_temporaries()
+            if run._run_file.exists():
+                run._check_may_continue(_plain(settings), resume)
+                run._repair_log()
+            else:
+                run._begin(_plain(settings))
+            yield run
+
+    # Where things are
+
+    @property
+    def model_dir(self) -> Path:
+        """What is shipped."""
+        return self.path / "model"
+
+    @property
+    def teacher_dir(self) -> Path:
+        return self.path / "teacher"
+
+    @property
+    def _run_file(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def _result_file(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def _log_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def _stages_file(self) -> Path:
+        return self.path / "checkpoint" / "stages.json"
+
+    def _state_file(self, stage: str) -> Path:
+        return self.path / "checkpoint" / f"{stage}.pt"
+
+    # run.json
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the result, metrics.json, is there."""
+        return self._result_file.exists()
+
+    def info(self) -> dict[str, Any]:
+        """The content of run.json: settings, versions, hashes, created."""
+        return self._read_json(self._run_file, {"settings", "versions", "hashes"}, "give another --run-dir")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the settings of this run; every checkpoint carries it."""
+        return hashlib.sha256(_json(self.info()["settings"]).encode()).hexdigest()
+
+    def add_hashes(self, **hashes: str) -> None:
+        """Record the hash of each input. Raises RunError when the run began with another one."""
+        info = self.info()
+        for name, value in hashes.items():
+            if info["hashes"].get(name, value) != value:
+                raise RunError(
+                    f"{name} changed since {self.path} began (sha256 {info['hashes'][name][:12]}, now {value[:12]}): "
+                    "bring the old one back or give another --run-dir."
+                )
+        if hashes.items() - info["hashes"].items():
+            self.write_json("run.json", {**info, "hashes": {**info["hashes"], **hashes}})
+
+    def write_json(self, name: str, data: Any) -> None:
+        """Write `name` (a path relative to the run) atomically as JSON with sorted keys."""
+        atomic_write_text(self.path / name, _json(data, indent=2) + "\n")
+
+    def _begin(self, settings: dict[str, Any]) -> None:
+        remains = [f.name for f in (self._stages_file.parent, self._log_file, self.teacher_dir, self.model_dir) if f.exists()]
+        if remains or self.is_finished:
+            raise RunError(f"{self.path} holds {', '.join(remains) or 'metrics.json'} but no run.json: give another --run-dir.")
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self.write_json("run.json", {"settings": settings, "versions": versions(), "hashes": {}, "created": created})
+
+    def _check_may_continue(self, settings: dict[str, Any], resume: bool) -> None:
+        if not resume:
+            state = "finished" if self.is_finished else "unfinished"
+            raise RunError(f"{self.path} already holds a run ({state}): use --resume to go on or another --run-dir.")
+        differences = _differences(self.info()["settings"], settings)
+        if differences:
+            raise RunError(
+                f"{self.path} was started with other settings ({'; '.join(differences)}): resume with the same ones or give "
+                "another --run-dir."
+            )
+
+    def _remove_temporaries(self) -> None:
+        """What a killed process was writing; only the holder of the lock may call it."""
+        with disk_errors(self.path):
+            for folder in (self.path, self._stages_file.parent, self.teacher_dir, self.model_dir):
+                for file in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+                    file.unlink()
+
+    # metrics.jsonl
+
+    def log(self, stage: str, **values: Any) -> None:
+        """Append one line. No time of day goes in, so that a resumed run logs what an uninterrupted one would."""
+        with disk_errors(self._log_file), self._log_file.open("a", encoding="utf-8") as file:
+            file.write(_json({"stage": stage, **values}) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """Every complete line; the last one is ignored when a kill cut it. Raises CheckpointError for any other damage."""
+        if not self._log_file.exists():
+            return []
+        *lines, _torn = self._log_file.read_bytes().split(b"\n")
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise CheckpointError(f"{self._log_file} is damaged: delete the lines that are not JSON or the run.") from error
+
+    def truncate_log(self, stage: str, step: int) -> None:
+        """Forget what `stage` logged from `step` on, before it does those steps again.
+
+        A line without a step counts as one at the end of its stage.
+        """
+        lines = self.read_log()
+        kept = [line for line in lines if line["stage"] != stage or line.get("step", math.inf) < step]
+        if len(kept) < len(lines):
+            atomic_write_text(self._log_file, "".join(_json(line) + "\n" for line in kept))
+
+    def _repair_log(self) -> None:
+        """Cut off a torn last line, or the next one would be appended to it."""
+        if not self._log_file.exists():
+            return
+        with disk_errors(self._log_file), self._log_file.open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+    # checkpoint/<stage>.pt
+
+    def save_state(self, stage: str, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint of a stage. `state`: tensors and plain Python values, nested in dicts, lists and tuples.
+
+        Raises TypeError for anything else, since it could be written but not read back, and RunError when the disk
+        refuses; the previous checkpoint then stays.
+        """
+        import torch  # takes a second, which commands that only read a run need not wait for
+
+        check_loadable(state, stage)
+        with atomic_file(self._state_file(stage)) as file:
+            try:
+                torch.save({"fingerprint": self.fingerprint, "state": dict(state)}, file)
+            except RuntimeError as error:  # closing its archive, torch hides why the disk refused
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+
+    def load_state(self, stage: str) -> dict[str, Any] | None:
+        """The checkpoint of a stage, on the CPU, or None. Raises CheckpointError when it is damaged or of another run."""
+        import torch
+
+        path = self._state_file(stage)
+        if not path.exists():
+            return None
+        remedy = f"delete it to do the stage '{stage}' again"
+        try:
+            with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+                damaged = archive.testzip()
+            saved = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+        except CORRUPT as error:
+            raise CheckpointError(f"{path} is damaged or no checkpoint: {remedy}.") from error
+        if not isinstance(saved, dict) or set(saved) != {"fingerprint", "state"}:
+            raise CheckpointError(f"{path} is damaged or no checkpoint: {remedy}.")
+        if saved["fingerprint"] != self.fingerprint:
+            raise CheckpointError(f"{path} belongs to a run with other settings: {remedy}.")
+        return saved["state"]
+
+    def discard_state(self, stage: str) -> None:
+        """Remove the checkpoint of a stage, if any."""
+        with disk_errors(self._state_file(stage)):
+            self._state_file(stage).unlink(missing_ok=True)
+
+    # checkpoint/stages.json
+
+    def finish(self, stage: str, result: Mapping[str, Any]) -> None:
+        """Record a stage as done, with a JSON result; on resume it is not done again."""
+        self._write_stage(stage, result=dict(result))
+
+    def finished(self, stage: str) -> dict[str, Any] | None:
+        """The result of a finished stage, or None."""
+        return self._stages().get(stage, {}).get("result")
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Add to the time of a stage; call it with every checkpoint, so that the sum spans interruptions."""
+        self._write_stage(stage, seconds=self.seconds().get(stage, 0.0) + seconds)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of every stage so far, interruptions included."""
+        return {stage: entry["seconds"] for stage, entry in self._stages().items() if "seconds" in entry}
+
+    def _stages(self) -> dict[str, dict[str, Any]]:
+        if not self._stages_file.exists():
+            return {}
+        remedy = "delete the folder it is in to do every stage again"
+        data = self._read_json(self._stages_file, {"fingerprint", "stages"}, remedy)
+        if data["fingerprint"] != self.fingerprint:
+            raise CheckpointError(f"{self._stages_file} belongs to a run with other settings: {remedy}.")
+        return data["stages"]
+
+    def _write_stage(self, stage: str, **entry: Any) -> None:
+        stages = self._stages()
+        stages[stage] = {**stages.get(stage, {}), **entry}
+        atomic_write_text(self._stages_file, _json({"fingerprint": self.fingerprint, "stages": stages}, indent=2) + "\n")
+
+    @staticmethod
+    def _read_json(path: Path, keys: set[str], remedy: str) -> dict[str, Any]:
+        try:
+            data = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise RunError(f"{path.parent} holds no run: {path.name} is missing.") from error
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged: {remedy}.") from error
+        if not isinstance(data, dict) or not keys <= set(data):
+            raise CheckpointError(f"{path} is damaged: {remedy}.")
+        return data
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name, distribution in PACKAGES.items():
+        try:
+            found[name] = metadata.version(distribution)
+        except metadata.PackageNotFoundError:  # a checkout on the path, not installed
+            found[name] = "unknown"
+    return found
+
+
+def check_loadable(value: Any, where: str) -> None:
+    """Raise TypeError unless `torch.load(weights_only=True)` gives `value` back; `where` names it in the message."""
+    import torch
+
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            check_loadable(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for index, item in enumerate(value):
+            check_loadable(item, f"{where}[{index}]")
+    elif type(value) not in (bool, int, float, str, bytes, type(None)) and not isinstance(value, torch.Tensor):
+        raise TypeError(f"{where} is a {type(value).__name__}; a checkpoint takes tensors and plain Python values.")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold `path` for this process. The kernel drops the lock when the process dies, however it dies."""
+    lock = FileLock(path / ".lock")
+    holder = path / ".lock.pid"  # beside the lock, which some systems let no other process read
+    with disk_errors(path):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            pid = holder.read_text().strip() if holder.exists() else ""
+            who = f"process {pid}" if pid else "another process"
+            raise RunError(f"{path} is in use by {who}: wait for it, stop it, or give another --run-dir.") from error
+    try:
+        with disk_errors(path):
+            holder.write_text(f"{os.getpid()}\n")
+        yield
+    finally:
+        with suppress(OSError):
+            holder.unlink()
+        lock.release()
+
+
+def _check_space(path: Path, expected_bytes: int) -> None:
+    present = sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else 0
+    free = _free_bytes(path)
+    if expected_bytes - present > free:
+        raise RunError(
+            f"The run needs about {(expected_bytes - present) / MIB:.0f} MiB in {path}, {free / MIB:.0f} MiB are free: make "
+            "room or give another --run-dir."
+        )
+
+
+def _free_bytes(path: Path) -> int:
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`key: was ..., now ...` for each differing setting, nested keys joined by dots."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    keys = sorted(before.keys() | after.keys())
+    return [
+        f"{key}: was {before.get(key, 'not set')}, now {after.get(key, 'not set')}"
+        for key in keys
+        if key not in before or key not in after or before[key] != after[key]
+    ]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.dumps(value)
+
+
+def _json(data: Any, indent: int | None = None) -> str:
+    return json.dumps(data, sort_keys=True, indent=indent, default=_to_json)
+
+
+def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` as it will be read back, so that it compares equal with what is on disk."""
+    return json.loads(_json(data))
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "item"):  # a NumPy or torch scalar
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no JSON form: give numbers, strings, lists or dicts.")
