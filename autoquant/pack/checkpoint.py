@@ -1,0 +1,187 @@
+"""The packed file: one safetensors file that holds everything needed to decode it, at exactly the bytes predicted.
+
+The layout is that of core/cost.py. The header is written here and not by the safetensors library since its length must not
+depend on the allocation; the library reads it. Settings travel as JSON text under the metadata key "autoquant", among them
+the SHA-256 of the whole file as it would be with an empty checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from autoquant.core.allocation import BitAllocation
+from autoquant.core.cost import CHECKSUM_CHARACTERS, ByteModel, header_json
+from autoquant.core.errors import CheckpointError
+from autoquant.core.run import atomic_write_bytes
+from autoquant.core.space import SCALES
+from autoquant.pack.matrix import Layout, PackedMatrix, quantise
+from autoquant.quantizers import QUANTIZERS
+from autoquant.quantizers.base import Quantizer
+
+FORMAT, VERSION = "autoquant", 1
+LENGTH_BYTES = 8  # of the header's length, ahead of it
+PARTS = {"codes": torch.uint8, "scales": torch.float16, "layout": torch.uint8}
+
+
+@dataclass(frozen=True, eq=False)
+class PackedFile:
+    """A packed file in memory: matrices and all other tensors (float16) by state-dict name, and the settings."""
+
+    matrices: dict[str, PackedMatrix]
+    rest: dict[str, Tensor]
+    settings: dict[str, Any]
+
+    @property
+    def quantizer(self) -> Quantizer:
+        return QUANTIZERS[self.settings["quantizer"]]
+
+
+def metadata_text(settings: Mapping[str, object], checksum: str = "") -> str:
+    """The text of `ByteModel.metadata`: settings (JSON values; quantizer, scale and activation_bits at least), versioned."""
+    missing = {"quantizer", "scale", "activation_bits"} - set(settings)
+    if missing:
+        raise ValueError(f"settings of a packed file lack {', '.join(sorted(missing))}")
+    text = {**settings, "format": FORMAT, "version": VERSION, "sha256": checksum}
+    return json.dumps(text, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def write_packed(
+    path: str | Path,
+    state: Mapping[str, Tensor],
+    scales: Mapping[str, Tensor],
+    allocation: BitAllocation,
+    model: ByteModel,
+    quantizer: Quantizer,
+    settings: Mapping[str, object],
+) -> Path:
+    """Encode a model and write `path` atomically; its size is `model.exact_bytes(allocation)`.
+
+    `state`: the full state dict, the matrices not yet quantised; `scales`: matrix name -> [rows] or, where the model's
+    scale is `subgroup`, [groups], positive and exact in float16. `model.metadata` must be `metadata_text(settings)`.
+    Raises CheckpointError when something does not fit, RunError when the disk is full or not writable.
+    """
+    if metadata_text(settings) != model.metadata:
+        raise CheckpointError("The settings are not those of the byte model: build both from the same metadata_text(settings).")
+    allocation.check_fits(model.partitions)
+    tensors = _encode(state, scales, allocation, model, quantizer)
+    entries = model.entries(allocation)
+    data = b"".join(tensors[entry.name].numpy().tobytes() for entry in entries)
+    header = header_json(entries, metadata_text(settings))
+    padding = b" " * (model.header_bytes - LENGTH_BYTES - CHECKSUM_CHARACTERS - len(header))
+    length = (model.header_bytes - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "little")
+    checksum = hashlib.sha256(length + header + padding + data).hexdigest()
+    atomic_write_bytes(path, length + header_json(entries, metadata_text(settings, checksum)) + padding + data)
+    return Path(path)
+
+
+def _encode(
+    state: Mapping[str, Tensor],
+    scales: Mapping[str, Tensor],
+    allocation: BitAllocation,
+    model: ByteModel,
+    quantizer: Quantizer,
+) -> dict[str, Tensor]:
+    """Every tensor of the file by name, little-endian on the machines that torch runs on."""
+    tensors = {}
+    for name, shape in model.rest.items():
+        tensors[name] = state[name].detach().cpu().half()
+        if tensors[name].shape != torch.Size(shape):
+            raise CheckpointError(f"{name}: shape {[*state[name].shape]}, the byte model has {[*shape]}.")
+        if not bool(tensors[name].isfinite().all()):
+            raise CheckpointError(f"{name}: a value is not finite in float16.")
+    for partition in model.partitions:
+        name = partition.matrix.name
+        packed = quantise(state[name], scales[name], partition, allocation.bits[name], model.scale, quantizer)
+        tensors |= {f"{name}_codes": packed.codes, f"{name}_scales": packed.scales, f"{name}_layout": packed.layout.head}
+        if packed.layout.buckets is not None:
+            tensors[f"{name}_buckets"] = packed.layout.buckets
+    return tensors
+
+
+def read_packed(path: str | Path) -> PackedFile:
+    """Read and check a packed file; runs nothing that is in it. Raises CheckpointError, in one line, for any damage."""
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
+    try:
+        settings = _checked_settings(raw)
+        return _assemble(_tensors(raw), settings)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _checked_settings(raw: bytes) -> dict[str, Any]:
+    """The settings of a file whose checksum, format and version are right."""
+    length = int.from_bytes(raw[:LENGTH_BYTES], "little")
+    if len(raw) < LENGTH_BYTES + length:
+        raise CheckpointError(f"the header should have {length} bytes, the file has {len(raw)}: truncated or no packed file.")
+    header = raw[: LENGTH_BYTES + length]
+    settings = _settings(header[LENGTH_BYTES:])
+    checksum = settings.pop("sha256", None)
+    if settings.get("version") != VERSION:
+        raise CheckpointError(f"version {settings.get('version')!r} of the format, this autoquant reads {VERSION}: update it.")
+    if not isinstance(checksum, str) or not re.fullmatch("[0-9a-f]{64}", checksum):
+        raise CheckpointError("the file has no checksum: corrupt.")
+    digest = hashlib.sha256(header.replace(checksum.encode(), b"", 1))
+    digest.update(memoryview(raw)[len(header) :])
+    if digest.hexdigest() != checksum:
+        raise CheckpointError("the checksum does not match: the file is truncated or corrupt, copy or pack it again.")
+    if not isinstance(settings.get("quantizer"), str) or settings["quantizer"] not in QUANTIZERS:
+        raise CheckpointError(f"unknown quantizer {settings.get('quantizer')!r}; known are {', '.join(sorted(QUANTIZERS))}.")
+    if settings.get("scale") not in SCALES or settings.get("activation_bits") not in (8, 32):
+        raise CheckpointError("its scale is not row or subgroup, or its activation_bits are not 8 or 32: corrupt.")
+    return settings
+
+
+def _settings(header: bytes) -> dict[str, Any]:
+    try:
+        settings = json.loads(json.loads(header)["__metadata__"][FORMAT])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError("no packed file of autoquant: its header has no autoquant settings.") from error
+    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
+        raise CheckpointError("no packed file of autoquant: its settings do not name the format.")
+    return settings
+
+
+def _tensors(raw: bytes) -> dict[str, Tensor]:
+    """The tensors in the very bytes that were hashed (the file could have changed since)."""
+    try:
+        return safetensors.torch.load(raw)
+    except Exception as error:  # forged headers make the library raise many kinds
+        raise CheckpointError("safetensors cannot read it: the file is corrupt.") from error
+
+
+def _assemble(tensors: dict[str, Tensor], settings: dict[str, Any]) -> PackedFile:
+    rest = dict(tensors)
+    matrices = {}
+    for key in tensors:
+        name = key.removesuffix("_layout")
+        if name == key or tensors[key].dtype != torch.uint8:
+            continue
+        parts = {part: _vector(rest, f"{name}_{part}", dtype) for part, dtype in PARTS.items()}
+        buckets = _vector(rest, f"{name}_buckets", torch.uint8) if f"{name}_buckets" in rest else None
+        matrices[name] = PackedMatrix(parts["codes"], parts["scales"], Layout(parts["layout"], buckets, settings["scale"]))
+        matrices[name].check(name)
+    for name, tensor in rest.items():
+        if tensor.dtype != torch.float16 or not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{name}: not float16, or not finite: the file is corrupt.")
+    return PackedFile(matrices, rest, settings)
+
+
+def _vector(tensors: dict[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
+    tensor = tensors.pop(name, None)
+    if tensor is None or tensor.dtype != dtype or tensor.dim() != 1:
+        raise CheckpointError(f"{name}: missing, or not a vector of {dtype}: the file is corrupt.")
+    return tensor

@@ -1,0 +1,205 @@
+"""One matrix as bytes: codes row by row at each row's own width, scales, and the layout that says which row is which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoquant.core.cost import LAYOUT_HEAD_BYTES, bucket_bits, code_bytes
+from autoquant.core.errors import CheckpointError
+from autoquant.core.space import SUPPORTED_WIDTHS
+from autoquant.core.subgroup import Partition, even_sizes
+from autoquant.pack.bits import pack_rows, unpack_rows
+from autoquant.quantizers.base import Quantizer
+
+# No matrix of this family comes near these; a file that claims more is refused before anything is allocated.
+MOST_ROWS = 2**24
+MOST_WEIGHTS = 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Which row has how many bits, and where its codes and scale are.
+
+    `head` [8 + G] uint8: rows and columns as little-endian uint32, then the bits of each of the G sub-groups; `buckets`
+    [k] uint8: the packed sub-group of every row, or None for even runs of consecutive rows; `scale`: `row` or `subgroup`.
+    """
+
+    head: Tensor
+    buckets: Tensor | None
+    scale: str
+
+    @classmethod
+    def of(cls, partition: Partition, bits: tuple[int, ...], scale: str) -> Layout:
+        """The layout of a matrix. Raises CheckpointError for uneven runs of rows, which it has no way to say."""
+        matrix, buckets = partition.matrix, None
+        if partition.buckets is not None:
+            buckets = pack_rows(torch.from_numpy(partition.buckets)[None], bucket_bits(partition.groups))[0]
+        elif partition.sizes != even_sizes(matrix.rows, partition.groups):
+            raise CheckpointError(f"{matrix.name}: runs of {partition.sizes} rows are uneven, which a packed file cannot say.")
+        size = np.array([matrix.rows, matrix.columns], "<u4").tobytes()
+        return cls(torch.tensor([*size, *bits], dtype=torch.uint8), buckets, scale)
+
+    @property
+    def rows(self) -> int:
+        return self._size[0]
+
+    @property
+    def columns(self) -> int:
+        return self._size[1]
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """Bit-width of every sub-group."""
+        return tuple(self.head[LAYOUT_HEAD_BYTES:].tolist())
+
+    @property
+    def widths(self) -> list[int]:
+        """The bit-widths above 0 in use, ascending."""
+        return sorted(set(self.bits) - {0})
+
+    @cached_property
+    def group_of_row(self) -> Tensor:
+        """The sub-group of every row, [rows] int64."""
+        groups = len(self.head) - LAYOUT_HEAD_BYTES
+        if self.buckets is not None:
+            return unpack_rows(self.buckets[None], self.rows, bucket_bits(groups))[0].long()
+        sizes = torch.tensor(even_sizes(self.rows, groups), device=self.head.device)
+        return torch.repeat_interleave(sizes)
+
+    @cached_property
+    def row_bits(self) -> Tensor:
+        """Bits of every row, [rows] uint8."""
+        return self.head[LAYOUT_HEAD_BYTES:][self.group_of_row]
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of all codes."""
+        return sum(code_bytes(int((self.row_bits == width).sum()), self.columns, width) for width in self.widths)
+
+    @cached_property
+    def has_scale(self) -> Tensor:
+        """Which rows ([rows] bool) or, with a scale per sub-group, sub-groups ([G] bool) store a scale: those not pruned."""
+        if self.scale == "row":
+            return self.row_bits > 0
+        bits = self.head[LAYOUT_HEAD_BYTES:]
+        return (bits > 0) & (torch.bincount(self.group_of_row, minlength=len(bits)) > 0)
+
+    def row_scales(self, stored: Tensor) -> Tensor:
+        """Stored scales [m] -> that of every row, [rows] float32; 0 where the row is pruned."""
+        scales = torch.zeros(len(self.has_scale), device=stored.device)
+        scales[self.has_scale] = stored.float()
+        return scales if self.scale == "row" else scales[self.group_of_row]
+
+    def rows_of(self, width: int) -> Tensor:
+        """Which rows have a width, [rows] bool."""
+        return self.row_bits == width
+
+    def bytes_of(self, width: int) -> Tensor:
+        """Which bytes of the codes belong to rows of a width, [n] bool."""
+        row_bytes = (self.row_bits.long() * self.columns + 7) // 8
+        return torch.repeat_interleave(self.row_bits, row_bytes) == width
+
+    @cached_property
+    def _size(self) -> tuple[int, int]:
+        rows, columns = np.array(self.head[:LAYOUT_HEAD_BYTES].tolist(), np.uint8).view("<u4").tolist()
+        return rows, columns
+
+    def check(self, name: str) -> None:
+        """Raise CheckpointError for a layout that describes no matrix; allocates nothing of the size it claims until then."""
+        groups = len(self.head) - LAYOUT_HEAD_BYTES
+        if groups < 1:
+            raise CheckpointError(f"{name}: a layout of {len(self.head)} bytes holds no sub-group: the file is corrupt.")
+        if not (0 < self.rows <= MOST_ROWS and self.columns > 0 and self.rows * self.columns <= MOST_WEIGHTS):
+            raise CheckpointError(f"{name}: {self.rows} x {self.columns} is no size of a matrix: the file is corrupt.")
+        odd = sorted(set(self.bits) - set(SUPPORTED_WIDTHS))
+        if groups > self.rows or odd:
+            what = f"{odd[0]} bits" if odd else f"{groups} sub-groups for {self.rows} rows"
+            raise CheckpointError(f"{name}: its layout has {what}: the file is corrupt.")
+        if self.buckets is None:
+            return
+        if len(self.buckets) != (self.rows * bucket_bits(groups) + 7) // 8:
+            raise CheckpointError(f"{name}: {len(self.buckets)} bytes do not index {self.rows} rows: the file is corrupt.")
+        if int(self.group_of_row.max()) >= groups:
+            raise CheckpointError(f"{name}: a row is in bucket {int(self.group_of_row.max())} of {groups}: the file is corrupt.")
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMatrix:
+    """A matrix as it is stored: `codes` [n] uint8 and `scales` [m] float16, row after row, pruned rows absent."""
+
+    codes: Tensor
+    scales: Tensor
+    layout: Layout
+
+    @property
+    def rows(self) -> int:
+        return self.layout.rows
+
+    @property
+    def columns(self) -> int:
+        return self.layout.columns
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """Bit-width of every sub-group."""
+        return self.layout.bits
+
+    def dequantise(self, quantizer: Quantizer) -> Tensor:
+        """The weights, [rows, columns] float32; pruned rows are zeros."""
+        weight = torch.zeros(self.rows, self.columns, device=self.codes.device)
+        scales = self.layout.row_scales(self.scales)
+        for width in self.layout.widths:
+            rows = self.layout.rows_of(width)
+            packed = self.codes[self.layout.bytes_of(width)].view(-1, code_bytes(1, self.columns, width))
+            weight[rows] = quantizer.decode(unpack_rows(packed, self.columns, width), scales[rows], width)
+        return weight
+
+    def check(self, name: str) -> None:
+        """Raise CheckpointError unless codes and scales have the lengths and values that the layout implies."""
+        self.layout.check(name)
+        found = len(self.codes), len(self.scales)
+        implied = self.layout.code_bytes, int(self.layout.has_scale.sum())
+        if found != implied:
+            raise CheckpointError(
+                f"{name}: {found[0]} bytes of codes and {found[1]} scales, but its layout implies {implied[0]} and "
+                f"{implied[1]}: the file is corrupt."
+            )
+        if not _positive(self.scales):
+            raise CheckpointError(f"{name}: a scale is not a positive number: the file is corrupt.")
+
+
+def quantise(
+    weight: Tensor, scales: Tensor, partition: Partition, bits: tuple[int, ...], scale: str, quantizer: Quantizer
+) -> PackedMatrix:
+    """Encode a matrix, [rows, columns], with the `bits` of its sub-groups.
+
+    `scales` [rows] or, where `scale` is `subgroup`, [groups]: positive and exact in float16, ignored where pruned.
+    Raises CheckpointError when a shape or a scale does not fit.
+    """
+    name = partition.matrix.name
+    layout = Layout.of(partition, bits, scale)
+    weight, scales = weight.detach().float().cpu(), scales.detach().float().cpu()
+    shapes = [*weight.shape], [*scales.shape]
+    wanted = [layout.rows, layout.columns], [*layout.has_scale.shape]
+    if shapes != wanted:
+        raise CheckpointError(f"{name}: shape {shapes[0]} with {shapes[1]} scales, expected {wanted[0]} with {wanted[1]}.")
+    stored = scales[layout.has_scale].half()
+    if not _positive(stored) or not torch.equal(stored.float(), scales[layout.has_scale]):
+        raise CheckpointError(f"{name}: a scale is not a positive float16: round scales to float16 before the last training.")
+    if not bool(weight.isfinite().all()):
+        raise CheckpointError(f"{name}: a weight is not finite.")
+    codes = torch.empty(layout.code_bytes, dtype=torch.uint8)
+    row_scales = layout.row_scales(stored)
+    for width in layout.widths:
+        rows = layout.rows_of(width)
+        codes[layout.bytes_of(width)] = pack_rows(quantizer.encode(weight[rows], row_scales[rows], width), width).flatten()
+    return PackedMatrix(codes, stored, layout)
+
+
+def _positive(scales: Tensor) -> bool:
+    return bool(((scales > 0) & scales.isfinite()).all())

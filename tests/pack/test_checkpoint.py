@@ -1,0 +1,261 @@
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from autoquant.core.allocation import BitAllocation
+from autoquant.core.cost import ByteModel
+from autoquant.core.errors import CheckpointError
+from autoquant.core.space import SUPPORTED_WIDTHS
+from autoquant.core.subgroup import Matrix, Partition, even_sizes, frequency_buckets
+from autoquant.pack.checkpoint import PackedFile, metadata_text, read_packed, write_packed
+from autoquant.quantizers import QUANTIZERS
+
+MIDRISE = QUANTIZERS["midrise"]
+ONE_FILE = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A byte model with random weights, scales and bits of a seed."""
+
+    model: ByteModel
+    note: str
+    seed: int
+
+    @property
+    def options(self) -> dict[str, object]:
+        return {"quantizer": "midrise", "scale": self.model.scale, "activation_bits": 8, "note": self.note}
+
+    @cached_property
+    def state(self) -> dict[str, torch.Tensor]:
+        draw = torch.Generator().manual_seed(self.seed)
+        state = {p.matrix.name: torch.randn(p.matrix.rows, p.matrix.columns, generator=draw) for p in self.model.partitions}
+        return state | {name: torch.randn(shape, generator=draw) for name, shape in self.model.rest.items()}
+
+    @cached_property
+    def scales(self) -> dict[str, torch.Tensor]:
+        draw = torch.Generator().manual_seed(self.seed + 1)
+        sizes = {p.matrix.name: p.matrix.rows if self.model.scale == "row" else p.groups for p in self.model.partitions}
+        return {name: (0.2 + torch.rand(size, generator=draw)).half().float() for name, size in sizes.items()}
+
+    @cached_property
+    def allocation(self) -> BitAllocation:
+        draw = np.random.default_rng(self.seed)
+        bits = {p.matrix.name: tuple(int(b) for b in draw.choice(p.widths, p.groups)) for p in self.model.partitions}
+        return BitAllocation(bits)
+
+    def write(self, path: Path) -> Path:
+        return write_packed(path, self.state, self.scales, self.allocation, self.model, MIDRISE, self.options)
+
+    def simulated(self, partition: Partition) -> torch.Tensor:
+        """What the file must decode to, one row at a time."""
+        name, rows = partition.matrix.name, []
+        for row, bits in enumerate(self.allocation.row_bits(partition)):
+            weight = self.state[name][row : row + 1]
+            scale = self.scales[name][row if self.model.scale == "row" else partition.group_of_row[row]]
+            rows.append(MIDRISE.fake_quantize(weight, scale[None], int(bits)) if bits else torch.zeros_like(weight))
+        return torch.cat(rows)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Ragged matrices, runs and buckets, a scale per row or sub-group, settings that need escapes in JSON."""
+    partitions = []
+    for index in range(draw(st.integers(1, 3))):
+        rows, groups = draw(st.integers(1, 40)), draw(st.integers(1, 12))
+        matrix = Matrix(f"matrix.{index}", rows, draw(st.integers(1, 21)), "query", 0)
+        if draw(st.booleans()):
+            buckets, sizes = frequency_buckets(np.arange(rows)[::-1] % 9, groups)
+            partitions.append(Partition(matrix, SUPPORTED_WIDTHS, sizes, buckets))
+        else:
+            partitions.append(Partition(matrix, SUPPORTED_WIDTHS, even_sizes(rows, groups)))
+    rest = {f"bias.{i}": (size,) for i, size in enumerate(draw(st.lists(st.integers(1, 9), max_size=3)))}
+    scale, note = draw(st.sampled_from(["row", "subgroup"])), draw(st.text(max_size=5))
+    case = Case(ByteModel(tuple(partitions), rest, scale, ""), note, draw(st.integers(0, 2**31)))
+    return replace(case, model=replace(case.model, metadata=metadata_text(case.options)))
+
+
+def small_case() -> Case:
+    buckets, sizes = frequency_buckets(np.arange(9), 3)
+    partitions = (
+        Partition(Matrix("words", 9, 5, "word_embedding"), (1, 2, 8), sizes, buckets),
+        Partition(Matrix("query", 6, 5, "query", 0), (0, 2, 3), even_sizes(6, 4)),
+    )
+    case = Case(ByteModel(partitions, {"bias": (6,)}, "row", ""), "", 3)
+    return replace(case, model=replace(case.model, metadata=metadata_text(case.options)))
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of a valid file."""
+    return small_case().write(tmp_path_factory.mktemp("packed") / "model.safetensors").read_bytes()
+
+
+def decoded(packed: PackedFile) -> dict[str, bytes]:
+    """Everything a reader can see, as bytes to compare."""
+    parts = {name: matrix.dequantise(MIDRISE).numpy().tobytes() for name, matrix in packed.matrices.items()}
+    parts |= {name: tensor.numpy().tobytes() for name, tensor in packed.rest.items()}
+    return parts | {"settings": json.dumps(packed.settings, sort_keys=True).encode()}
+
+
+def signed(raw: bytes) -> bytes:
+    """`raw` with the checksum it should have: what a forger can do."""
+    length = int.from_bytes(raw[:8], "little")
+    head, data = raw[: 8 + length], raw[8 + length :]
+    start = head.index(b'sha256\\":\\"') + len(b'sha256\\":\\"')
+    empty = head[:start] + head[start + 64 :]
+    return head[:start] + hashlib.sha256(empty + data).hexdigest().encode() + head[start + 64 :] + data
+
+
+@settings(ONE_FILE, max_examples=60)
+@given(case=cases())
+def test_file_has_the_predicted_size_and_decodes_to_the_simulated_weights(case: Case, tmp_path: Path) -> None:
+    path = case.write(tmp_path / "model.safetensors")
+    assert path.stat().st_size == case.model.exact_bytes(case.allocation)
+    packed = read_packed(path)
+    assert set(packed.matrices) == {p.matrix.name for p in case.model.partitions}
+    for partition in case.model.partitions:
+        matrix = packed.matrices[partition.matrix.name]
+        assert matrix.bits == case.allocation.bits[partition.matrix.name]
+        assert torch.equal(matrix.dequantise(packed.quantizer), case.simulated(partition))
+    assert set(packed.rest) == set(case.model.rest)
+    assert all(torch.equal(tensor, case.state[name].half()) for name, tensor in packed.rest.items())
+    assert packed.settings == {**case.options, "format": "autoquant", "version": 1}
+
+
+def test_real_model_fills_its_prediction(make_material: Callable[..., Any], tmp_path: Path) -> None:
+    sizes = set()
+    for seed, scale in enumerate(["row", "subgroup", "row"]):
+        material = make_material(scale=scale, seed=seed)
+        path = material.write(tmp_path / f"{seed}.safetensors")
+        sizes.add(path.stat().st_size)
+        assert path.stat().st_size == material.model.exact_bytes(material.allocation)
+    assert len(sizes) == 3
+
+
+def test_the_safetensors_library_reads_it(tmp_path: Path) -> None:
+    case = small_case()
+    with safe_open(case.write(tmp_path / "model.safetensors"), framework="pt") as file:
+        assert file.metadata()["format"] == "pt"
+        assert json.loads(file.metadata()["autoquant"])["quantizer"] == "midrise"
+        entries = case.model.entries(case.allocation)
+        assert set(file.keys()) == {entry.name for entry in entries}
+        for entry in entries:
+            stored = file.get_slice(entry.name)
+            assert (stored.get_dtype(), tuple(stored.get_shape())) == (entry.dtype, entry.shape)
+
+
+def test_same_input_same_bytes_and_no_leftovers(tmp_path: Path) -> None:
+    first = small_case().write(tmp_path / "a.safetensors").read_bytes()
+    assert small_case().write(tmp_path / "b.safetensors").read_bytes() == first
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+def test_bfloat16_weights_pack_like_their_float32_values(tmp_path: Path) -> None:
+    case = small_case()
+    short = {name: tensor.bfloat16() for name, tensor in case.state.items()}
+    long = {name: tensor.float() for name, tensor in short.items()}
+    arguments = case.scales, case.allocation, case.model, MIDRISE, case.options
+    files = [write_packed(tmp_path / str(i), state, *arguments).read_bytes() for i, state in enumerate((short, long))]
+    assert files[0] == files[1]
+
+
+def test_refuses_to_write_what_would_not_read_back(tmp_path: Path) -> None:
+    case, path = small_case(), tmp_path / "model.safetensors"
+    large = {**case.state, "bias": torch.full((6,), 1e6)}
+    with pytest.raises(CheckpointError, match="bias: a value is not finite in float16"):
+        write_packed(path, large, case.scales, case.allocation, case.model, MIDRISE, case.options)
+    with pytest.raises(CheckpointError, match="same metadata_text"):
+        write_packed(path, case.state, case.scales, case.allocation, case.model, MIDRISE, {**case.options, "note": "x"})
+    with pytest.raises(CheckpointError, match="does not fit this model"):
+        write_packed(path, case.state, case.scales, BitAllocation({}), case.model, MIDRISE, case.options)
+    with pytest.raises(ValueError, match="lack activation_bits"):
+        metadata_text({"quantizer": "midrise", "scale": "row"})
+    assert not list(tmp_path.iterdir())
+
+
+@given(data=st.data())
+@settings(ONE_FILE, max_examples=300)
+def test_any_damage_is_noticed(data: st.DataObject, small_file: bytes, tmp_path: Path) -> None:
+    raw = small_file
+    place = data.draw(st.integers(0, len(raw) - 1))
+    damage = data.draw(st.sampled_from(["flip", "cut", "insert", "append"]))
+    junk = data.draw(st.binary(min_size=1, max_size=9))
+    damaged = {
+        "flip": raw[:place] + bytes([raw[place] ^ (junk[0] or 1)]) + raw[place + 1 :],
+        "cut": raw[:place],
+        "insert": raw[:place] + junk + raw[place:],
+        "append": raw + junk,
+    }[damage]
+    (tmp_path / "damaged").write_bytes(damaged)
+    if damaged == raw:
+        return
+    with pytest.raises(CheckpointError) as caught:
+        read_packed(tmp_path / "damaged")
+    assert "\n" not in str(caught.value)
+
+
+@given(data=st.data())
+@settings(ONE_FILE, max_examples=300)
+def test_a_forged_checksum_gets_no_further_than_an_error_or_a_decode(
+    data: st.DataObject, small_file: bytes, tmp_path: Path
+) -> None:
+    raw = bytearray(small_file)
+    for place in data.draw(st.lists(st.integers(0, len(raw) - 1), min_size=1, max_size=4)):
+        raw[place] = data.draw(st.integers(0, 255) | st.sampled_from(list(b'0123456789"{}[],: ')))
+    try:
+        forged = signed(bytes(raw))
+    except ValueError:  # the checksum's place itself was hit
+        return
+    (tmp_path / "forged").write_bytes(forged)
+    with suppress(CheckpointError):
+        decoded(read_packed(tmp_path / "forged"))
+
+
+def test_signing_reproduces_the_writers_checksum(small_file: bytes) -> None:
+    assert signed(small_file) == small_file
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'\\"version\\":1', b'\\"version\\":7', "version 7 of the format, this autoquant reads 1"),
+        (b"midrise", b"mystery", "unknown quantizer 'mystery'; known are midrise"),
+        (b'\\"scale\\":\\"row\\"', b'\\"scale\\":\\"raw\\"', "scale is not row or subgroup"),
+        (b'\\"autoquant\\"', b'\\"autoquack\\"', "do not name the format"),
+        (b'"autoquant":', b'"autoquack":', "no packed file of autoquant"),
+        (b"query_codes", b"query_coats", "query_codes: missing"),
+        (b"query_layout", b"query_layers", "not float16"),
+        (b"[6]", b"[7]", "safetensors cannot read it"),
+    ],
+)
+def test_forged_headers_are_refused_by_name(old: bytes, new: bytes, message: str, small_file: bytes, tmp_path: Path) -> None:
+    assert old in small_file
+    (tmp_path / "forged").write_bytes(signed(small_file.replace(old, new)))
+    with pytest.raises(CheckpointError, match=message):
+        read_packed(tmp_path / "forged")
+
+
+def test_foreign_and_missing_files(tmp_path: Path, tiny_classifier_dir: Path) -> None:
+    with pytest.raises(CheckpointError, match="no autoquant settings"):
+        read_packed(tiny_classifier_dir / "model.safetensors")
+    with pytest.raises(CheckpointError, match="No such file"):
+        read_packed(tmp_path / "nothing")
+    (tmp_path / "empty").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="truncated or no packed file"):
+        read_packed(tmp_path / "empty")
+    (tmp_path / "bomb").write_bytes((10**6).to_bytes(8, "little") + b"[" * 10**6)
+    with pytest.raises(CheckpointError, match="no autoquant settings"):
+        read_packed(tmp_path / "bomb")
