@@ -18,6 +18,8 @@ from autoquant.core.space import load_space
 from autoquant.pack.checkpoint import metadata_text, write_packed
 from autoquant.quantizers import QUANTIZERS
 
+POSITIONS = "bert.embeddings.position_embeddings.weight"
+
 
 @dataclass(frozen=True)
 class Material:
@@ -38,8 +40,11 @@ def random_allocation(model: ByteModel, seed: int) -> BitAllocation:
     return BitAllocation({p.matrix.name: tuple(int(b) for b in draw.choice(p.widths, p.groups)) for p in model.partitions})
 
 
-def material(classifier: BertForSequenceClassification, scale: str = "row", activation_bits: int = 32, seed: int = 0) -> Material:
+def material(
+    classifier: BertForSequenceClassification, scale: str = "row", activation_bits: int = 32, positions: int = 64, seed: int = 0
+) -> Material:
     state = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+    state[POSITIONS] = state[POSITIONS][:positions]
     space = load_space("default")
     counts = np.random.default_rng(seed).integers(0, 50, classifier.config.vocab_size)
     backbone = BACKBONES["bert"]
@@ -57,5 +62,5 @@ def material(classifier: BertForSequenceClassification, scale: str = "row", acti
 
 @pytest.fixture(scope="session")
 def make_material(tiny_classifier: BertForSequenceClassification) -> Callable[..., Material]:
-    """`make_material(scale="row", activation_bits=32, seed=0)`: the tiny classifier and a random allocation of it."""
+    """`make_material(scale, activation_bits, positions, seed)`: the tiny classifier and a random allocation of it."""
     return partial(material, tiny_classifier)
