@@ -44,7 +44,8 @@ class Rule:
     def __post_init__(self) -> None:
         odd = [b for b in self.bits if b not in SUPPORTED_WIDTHS]
         if odd or not any(self.bits) or len(set(self.bits)) != len(self.bits):
-            raise SpaceError(f"bits = {list(self.bits)} is not a choice of different widths from {list(SUPPORTED_WIDTHS)}, one above 0.")
+            known = ", ".join(map(str, SUPPORTED_WIDTHS))
+            raise SpaceError(f"bits = {list(self.bits)} is not a choice of different widths from {known}, one of them above 0.")
         whole = isinstance(self.groups, int) and not isinstance(self.groups, bool) and self.groups >= 1
         if not whole and self.groups not in ("heads", "rows"):
             raise SpaceError(f'groups = {self.groups!r} is not a positive number, "heads" or "rows".')

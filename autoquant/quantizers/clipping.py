@@ -9,6 +9,7 @@ from autoquant.quantizers.base import Quantizer
 
 # Step of the best uniform quantiser of a unit Gaussian (Max 1960), in standard deviations.
 GAUSSIAN_STEP = {1: 1.596, 2: 0.996, 3: 0.586, 4: 0.335}
+EIGHT_BIT_POINTS = 4  # the choice hardly matters there
 SMALLEST_SCALE = 2.0**-24  # smallest positive float16
 
 
@@ -16,13 +17,13 @@ def candidates(weight: Tensor, bits: int, points: int) -> Tensor:
     """Scales to try, [points, rows]: around the Gaussian optimum, or up to the largest weight at 8 bits."""
     if bits == 8:
         largest = weight.abs().amax(dim=1) / 127.0
-        return torch.linspace(0.6, 1.0, points, device=weight.device)[:, None] * largest
+        return torch.linspace(0.7, 1.0, EIGHT_BIT_POINTS, device=weight.device)[:, None] * largest
     rms = weight.square().mean(dim=1).sqrt()
     ratios = torch.logspace(-0.25, 0.25, points, device=weight.device)  # 0.56 to 1.78
     return ratios[:, None] * (rms * GAUSSIAN_STEP[bits])
 
 
-def search_scale(quantizer: Quantizer, weight: Tensor, bits: int, moment: Tensor | None = None, points: int = 13) -> Tensor:
+def search_scale(quantizer: Quantizer, weight: Tensor, bits: int, moment: Tensor | None = None, points: int = 9) -> Tensor:
     """The best scale of every row, [rows] float32, representable as float16.
 
     weight [rows, columns]; `moment` [columns, columns] is the mean of x x^T over the layer's inputs, so that the error

@@ -1,0 +1,115 @@
+"""From a directory or hub id to a transformers sequence classifier, with errors a person can act on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoquant.backbones import BACKBONES, Backbone
+from autoquant.core.errors import ModelError
+
+
+def quiet_transformers() -> None:
+    """No load reports and bars of transformers between our own lines."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@dataclass(frozen=True, eq=False)
+class ModelSource:
+    """A model that can be loaded: where it is, its (already adapted) config, and its architecture's description."""
+
+    path: str
+    config: Any
+    backbone: Backbone
+    tokenizer: Any
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """State-dict names -> shapes of the classifier, without loading a weight."""
+        from transformers import AutoModelForSequenceClassification
+
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(self.config)
+        return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+    def load(self, seed: int) -> tuple[nn.Module, bool]:
+        """The float32 model, and whether its classification head was in the checkpoint (else drawn from `seed`)."""
+        from transformers import AutoModelForSequenceClassification
+
+        torch.manual_seed(seed)
+        model, report = _from_hub(
+            self.path,
+            lambda **options: AutoModelForSequenceClassification.from_pretrained(
+                self.path, num_labels=self.config.num_labels, dtype=torch.float32, output_loading_info=True, **options
+            ),
+        )
+        has_head = not any(key.startswith("classifier") for key in report["missing_keys"])
+        model.config.id2label, model.config.label2id = self.config.id2label, self.config.label2id
+        model.config.problem_type = self.config.problem_type
+        if self.config.max_position_embeddings < model.config.max_position_embeddings:
+            model = self._trimmed(model)
+        return model, has_head
+
+    def _trimmed(self, model: nn.Module) -> nn.Module:
+        from transformers import AutoModelForSequenceClassification
+
+        smaller = AutoModelForSequenceClassification.from_config(self.config)
+        state = model.state_dict()
+        name = f"{self.backbone.embedding_modules['position_embedding']}.weight"
+        state[name] = state[name][: self.config.max_position_embeddings].clone()
+        smaller.load_state_dict(state)
+        return smaller
+
+
+def open_model(path: str, label_names: tuple[str, ...] | None, max_length: int, trim_positions: bool) -> ModelSource:
+    """Read config and tokenizer of a model directory or hub id and fit the head's description to the task.
+
+    `label_names` are the classes (None = regression). Raises ModelError for a missing model, an architecture that is not
+    supported, a head of another size, or a `max_length` beyond the model's positions.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    quiet_transformers()
+    config = _from_hub(path, lambda **options: AutoConfig.from_pretrained(path, **options))
+    if config.model_type not in BACKBONES:
+        raise ModelError(f"{path} is a '{config.model_type}' model; supported are {', '.join(BACKBONES)}.")
+    if max_length > config.max_position_embeddings:
+        raise ModelError(f"--max-length {max_length} is beyond the model's {config.max_position_embeddings} positions: lower it.")
+    outputs = 1 if label_names is None else len(label_names)
+    if _has_trained_head(config) and config.num_labels != outputs:
+        raise ModelError(
+            f"{path} has a head of {config.num_labels} outputs, the data has {outputs} "
+            f"({'regression' if label_names is None else 'classes'}): give matching data or the bare encoder."
+        )
+    config.num_labels = outputs
+    config.problem_type = "regression" if label_names is None else "single_label_classification"
+    if label_names is not None:
+        config.id2label = dict(enumerate(label_names))
+        config.label2id = {name: index for index, name in enumerate(label_names)}
+    if trim_positions:
+        config.max_position_embeddings = max_length
+    tokenizer = _from_hub(path, lambda **options: AutoTokenizer.from_pretrained(path, **options))
+    return ModelSource(path, config, BACKBONES[config.model_type], tokenizer)
+
+
+def _has_trained_head(config: Any) -> bool:
+    return any("SequenceClassification" in name for name in config.architectures or [])
+
+
+def _from_hub(path: str, load: Any) -> Any:
+    """Load locally if `path` is a directory or cached, else from the hub; one line if neither works."""
+    local = Path(path).is_dir()
+    if local and not (Path(path) / "config.json").is_file():
+        raise ModelError(f"{path} is not a model directory: config.json is missing.")
+    try:
+        return load(local_files_only=local)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = "is damaged or incomplete" if local else "is no directory here and could not be fetched from the hub"
+        raise ModelError(f"Model {path} {where} ({first[:160]}): check the path, or the network.") from error

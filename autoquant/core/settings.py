@@ -1,0 +1,173 @@
+"""Every setting of a run, as typed dataclasses: the CLI, the presets and run.json are made from these."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from autoquant.core.errors import SpaceError
+
+PRESET_FOLDER = Path(__file__).parents[1] / "presets"
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise SpaceError(message)
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """How a bare encoder is fine-tuned into the full-precision teacher."""
+
+    epochs: int = 5
+    """Most passes over the training part; stops earlier on a validation plateau."""
+    patience: int = 4
+    """Evaluations (two an epoch) without a better validation metric before it stops."""
+    learning_rate: float = 8e-5
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        _check(self.epochs > 0 and self.patience > 0, "Teacher epochs and patience must be at least 1.")
+
+
+@dataclass(frozen=True)
+class DistillationSettings:
+    """Weights of the loss terms that search and recovery share."""
+
+    logits: float = 1.0
+    """Soft cross-entropy to the teacher's class probabilities (squared error for regression)."""
+    hidden: float = 1.0
+    """Mean squared error to the teacher's hidden states, summed over embeddings and layers."""
+    cross_entropy: float = 0.0
+    """Cross-entropy to the labels (squared error for regression)."""
+
+    def __post_init__(self) -> None:
+        weights = (self.logits, self.hidden, self.cross_entropy)
+        _check(min(weights) >= 0 and max(weights) > 0, f"Loss weights {weights} must not be negative, and one must be above 0.")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How the bits are found."""
+
+    strategy: str = "dnas"
+    """dnas, uniform, random, reversed or fisher."""
+    steps: int = 300
+    """Search steps, each one weight step and, once the bits are open, one architecture step."""
+    batch_size: int = 32
+    held_out: float = 0.2
+    """Share of the training file that only the architecture sees."""
+    weight_learning_rate: float = 1e-4
+    scale_learning_rate: float = 2e-3
+    architecture_learning_rate: float = 0.05
+    sampling: Literal["soft", "hard"] = "soft"
+    """What architecture steps mix: the relaxed sample, or its one-hot with straight-through gradient."""
+    schedule: Literal["exponential", "linear", "cosine"] = "exponential"
+    temperature_start: float = 1.0
+    temperature_end: float = 0.2
+    warmup: float = 0.1
+    """Share of the steps before the bits open (N1)."""
+    anneal_after: float = 0.1
+    """Share of the steps before the temperature falls (N0)."""
+    prior_strength: float = 4.0
+    """Nats per bit-per-weight by which the sensitivity prior starts the logits; 0 starts from nothing."""
+    penalty: float = 10.0
+    penalty_rate: float = 0.5
+    calibration_samples: int = 512
+    """Training texts from which clip ratios and sensitivities are computed."""
+
+    def __post_init__(self) -> None:
+        _check(self.steps > 0 and self.batch_size > 0, "Search steps and batch size must be at least 1.")
+        _check(0 < self.held_out < 0.9, f"held-out {self.held_out} must lie between 0 and 0.9.")
+        _check(self.temperature_start >= self.temperature_end > 0, "Temperatures must be positive and must not rise.")
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """How a frozen allocation gets its accuracy back; the same for every method."""
+
+    steps: int = 400
+    """Distillation steps with frozen bits on the whole training file."""
+    start: Literal["teacher", "search"] = "teacher"
+    """Restart from the teacher's weights, or continue from the searched ones."""
+    batch_size: int = 32
+    learning_rate: float = 2e-4
+    scale_learning_rate: float = 2e-3
+    mrem_steps: int = 0
+    """Module-wise reconstruction steps per module after distillation (sequential MREM)."""
+    mrem_modules: int = 4
+    mrem_learning_rate: float = 2e-5
+
+    def __post_init__(self) -> None:
+        _check(self.steps >= 0 and self.mrem_steps >= 0 and self.mrem_modules > 0, "Recovery steps must not be negative.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a preset file fixes: everything of the method, nothing of the model and data."""
+
+    space: str = "default"
+    """Search space: a name in search_spaces/ or a path to a TOML file."""
+    quantizer: str = "midrise"
+    activation_bits: Literal[8, 32] = 8
+    """8: activations are quantised per tensor while training and in the result, as the fast runtime does; 32: not."""
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
+    search: SearchSettings = field(default_factory=SearchSettings)
+    recovery: RecoverySettings = field(default_factory=RecoverySettings)
+
+    def __post_init__(self) -> None:
+        _check(self.activation_bits in (8, 32), f"activation_bits {self.activation_bits} is not 8 or 32.")
+
+
+def available_presets() -> list[str]:
+    return sorted(path.stem for path in PRESET_FOLDER.glob("*.toml"))
+
+
+def load_preset(name_or_path: str) -> Recipe:
+    """Read a preset by name (`autoquant/presets/<name>.toml`) or path. Raises SpaceError with the key at fault."""
+    for path in (PRESET_FOLDER / f"{name_or_path}.toml", Path(name_or_path)):
+        if path.is_file():
+            try:
+                return from_mapping(Recipe, tomllib.loads(path.read_text("utf-8")), path.name)
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise SpaceError(f"{path} is not TOML: {error}.") from error
+    raise SpaceError(f"No preset '{name_or_path}': give a path to a TOML file or one of {', '.join(available_presets())}.")
+
+
+def from_mapping(cls: type[Any], data: Mapping[str, Any], where: str) -> Any:
+    """Build a settings dataclass from nested plain data; unknown keys and wrong types are refused by name."""
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise SpaceError(f"{where}: unknown setting '{unknown[0]}'; known are {', '.join(hints)}.")
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                raise SpaceError(f"{where}: {key} must be a table.")
+            values[key] = from_mapping(typing.cast(type[Any], hint), value, f"{where} [{key}]")
+        else:
+            values[key] = _coerce(value, hint, f"{where}: {key}")
+    return cls(**values)
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise SpaceError(f"{where} = {value!r} is not one of {', '.join(map(repr, typing.get_args(hint)))}.")
+        return value
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) in (tuple, list):
+        return tuple(value) if isinstance(value, list) else value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise SpaceError(f"{where} = {value!r} is not of type {hint.__name__}.")
+    return value

@@ -1,0 +1,314 @@
+"""In which order do the stages run? teacher -> strategy -> recovery -> pack -> evaluate; this is also the Python API."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoquant.core.allocation import BitAllocation
+from autoquant.core.cost import MIB, SizeBudget
+from autoquant.core.errors import CheckpointError
+from autoquant.core.progress import Progress, SilentProgress
+from autoquant.core.run import RunDirectory, file_sha256, versions
+from autoquant.core.settings import Recipe, load_preset
+from autoquant.export.manifest import build_manifest, write_manifest
+from autoquant.pack.checkpoint import write_packed
+from autoquant.pack.modules import load_packed
+from autoquant.refine import REFINERS
+from autoquant.strategies import SearchResult
+from autoquant.supernet.build import Supernet
+from autoquant.tasks.data import TaskData
+from autoquant.tasks.metrics import score
+from autoquant.training.batches import Encoded, encode
+from autoquant.training.evaluate import predict_logits
+from autoquant.workspace import Blueprint, Machine, Workspace
+
+RELOAD_TOLERANCE = 1e-5
+PACKED = "model.safetensors"
+Budget = SizeBudget | Callable[[int, int], SizeBudget]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a search leaves: the run directory, the allocation, the shipped folder, and metrics.json's content."""
+
+    run_dir: Path
+    model_dir: Path
+    allocation: BitAllocation
+    metrics: dict[str, Any] = field(repr=False)
+
+    def load(self) -> Any:
+        """The packed model, ready for `predict(texts)`."""
+        from autoquant.inference import load
+
+        return load(self.model_dir)
+
+
+def resolve_budget(budget: Budget, blueprint: Blueprint) -> SizeBudget:
+    """A budget in bytes; a callable is given the full-precision bytes of the file and of the encoder."""
+    return budget if isinstance(budget, SizeBudget) else budget(blueprint.full_bytes("file"), blueprint.full_bytes("encoder"))
+
+
+def recover(workspace: Workspace, result: SearchResult, budget: SizeBudget, method: str) -> Supernet:
+    """Training with frozen bits, then module-wise reconstruction: the same for every method. Returns the frozen supernet."""
+    settings = workspace.blueprint.recipe.recovery
+    supernet = workspace.make_supernet(budget).to(workspace.context.device)
+    if settings.start == "search" and result.weights is not None:
+        supernet.model.load_state_dict(result.weights)
+    supernet.freeze(result.allocation)
+    for refiner, steps in (("retrain", settings.steps), ("mrem-s", settings.mrem_steps)):
+        if steps:
+            REFINERS[refiner].refine(
+                supernet,
+                workspace.teacher,
+                workspace.train_all,
+                workspace.outputs,
+                settings,
+                workspace.blueprint.recipe.distillation,
+                workspace.context,
+                f"{refiner}-{method}",
+            )
+    return supernet
+
+
+def pack(workspace: Workspace, supernet: Supernet, allocation: BitAllocation, folder: Path) -> Path:
+    """Write config, tokenizer and the packed weights into `folder`; returns the packed file."""
+    blueprint = workspace.blueprint
+    folder.mkdir(parents=True, exist_ok=True)
+    config = _config_to_ship(workspace)
+    config.save_pretrained(folder)
+    blueprint.source.tokenizer.save_pretrained(folder)
+    state, scales = supernet.packed_state()
+    settings = blueprint.packed_settings()
+    return write_packed(folder / PACKED, state, scales, allocation, blueprint.byte_model, blueprint.quantizer, settings)
+
+
+def _config_to_ship(workspace: Workspace) -> Any:
+    config = type(workspace.blueprint.source.config).from_dict(workspace.teacher.config.to_dict())
+    config.architectures = [type(workspace.teacher).__name__]
+    config.quantization_config = {"quant_method": "autoquant", **workspace.blueprint.packed_settings()}
+    return config
+
+
+def evaluate(workspace: Workspace, model: nn.Module, data: Encoded) -> tuple[dict[str, float], np.ndarray]:
+    """The task's metrics and the logits of a model on encoded data."""
+    logits = predict_logits(model, data, device=workspace.context.device)
+    return score(workspace.blueprint.data.task.metrics, logits, data.labels), logits
+
+
+def simulated_logits(workspace: Workspace, supernet: Supernet, data: Encoded) -> np.ndarray:
+    """Logits of the simulated model, to hold the reloaded file against."""
+    plain, _ = dataclasses.replace(workspace.blueprint.source, path=str(workspace.run.teacher_dir)).load(workspace.seed)
+    model = supernet.materialize(plain).to(workspace.context.device)
+    return predict_logits(model, data, device=workspace.context.device)
+
+
+def run_method(
+    workspace: Workspace, result: SearchResult, budget: SizeBudget, method: str, folder: Path, evaluation: Callable[[], Encoded]
+) -> dict[str, Any]:
+    """Recover, pack into `folder`, reload the file and measure it. Finished methods are read, not done again."""
+    done = workspace.run.finished(f"method-{method}")
+    if done is not None:
+        return done
+    with workspace.timed(f"recover-{method}"):
+        supernet = recover(workspace, result, budget, method)
+    with workspace.timed(f"pack-{method}"):
+        path = pack(workspace, supernet, result.allocation, folder)
+    exact = workspace.blueprint.byte_model.exact_bytes(result.allocation)
+    if path.stat().st_size != exact:
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, {exact} were predicted: please report this.")
+    with workspace.timed(f"evaluate-{method}"):
+        data = evaluation()
+        metrics, logits = evaluate(workspace, load_packed(folder).to(workspace.context.device), data)
+        difference = float(np.abs(logits - simulated_logits(workspace, supernet, data)).max())
+    if difference > RELOAD_TOLERANCE:
+        raise CheckpointError(f"The reloaded {path} differs from the simulated model by {difference:.2e}: please report this.")
+    counted = workspace.blueprint.byte_model.exact_bytes(result.allocation, budget.count)
+    done = {"metrics": metrics, "file_bytes": exact, "counted_bytes": counted, "reload_difference": difference}
+    workspace.run.finish(f"method-{method}", done)
+    for refiner in REFINERS:
+        workspace.run.discard_state(f"{refiner}-{method}")
+    return done
+
+
+def search(
+    model: str | Path | None = None,
+    data: TaskData | None = None,
+    *,
+    budget: Budget,
+    recipe: Recipe | None = None,
+    run_dir: str | Path = "runs/default",
+    controls: Sequence[str] = ("uniform",),
+    seed: int = 0,
+    max_length: int = 128,
+    trim_positions: bool = False,
+    machine: Machine | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Search, recover, pack and measure; the controls run with the same everything.
+
+    `model`: a directory or hub id (None = the embedded MiniLM); `data`: from `autoquant.tasks` (None = the embedded reviews).
+    Raises an AutoquantError, before any training, for input that cannot work.
+    """
+    recipe, machine, progress = recipe or load_preset("default"), machine or Machine(), progress or SilentProgress()
+    model, data = resolve_inputs(model, data)
+    blueprint = Blueprint.draw(str(model), data, recipe, max_length, trim_positions)
+    size = resolve_budget(budget, blueprint)
+    blueprint.table(size)
+    settings = {
+        "model": str(model),
+        "task": data.task.name,
+        "data": {"train": data.train.sha256(), "evaluation": data.evaluation.sha256()},
+        "budget": dataclasses.asdict(size),
+        "recipe": dataclasses.asdict(recipe),
+        "controls": list(controls),
+        "seed": seed,
+        "max_length": max_length,
+        "trim_positions": trim_positions,
+        "machine": dataclasses.asdict(machine),
+    }
+    expected = 6 * blueprint.full_bytes()
+    with RunDirectory.open(run_dir, settings, resume, expected_bytes=expected) as run:
+        return _run(Workspace(blueprint, run, progress, machine, seed), size, recipe.search.strategy, controls)
+
+
+def resolve_inputs(model: str | Path | None, data: TaskData | None) -> tuple[str, TaskData]:
+    """Fill in the embedded backbone and data."""
+    from autoquant.assets import default_backbone
+    from autoquant.tasks.load import load_default
+
+    return str(model or default_backbone()), data or load_default()
+
+
+def _run(workspace: Workspace, budget: SizeBudget, strategy: str, controls: Sequence[str]) -> RunResult:
+    run, blueprint = workspace.run, workspace.blueprint
+    workspace.announce(strategy, controls)
+    run.add_hashes(teacher=workspace.teacher_hash)
+    results = {strategy: workspace.search(strategy, budget)}
+    for control in controls:
+        results[control] = workspace.search(control, budget, stage=f"search-{control}")
+    encoded: list[Encoded] = []
+
+    def evaluation() -> Encoded:
+        if not encoded:
+            encoded.append(encode(blueprint.source.tokenizer, blueprint.data.evaluation, blueprint.max_length))
+        return encoded[0]
+
+    measured: dict[str, dict[str, Any]] = {}
+    for method, result in results.items():
+        folder = run.model_dir if method == strategy else run.path / "controls" / method
+        measured[method] = run_method(workspace, result, budget, method, folder, evaluation)
+    full = run.finished("full-precision")
+    if full is None:
+        full, _ = evaluate(workspace, workspace.teacher, evaluation())
+        run.finish("full-precision", full)
+    metrics = _summary(workspace, budget, strategy, results, measured, full)
+    _write_manifest(workspace, budget, strategy, results[strategy], metrics)
+    metrics["bytes"]["directory"] = sum(f.stat().st_size for f in run.model_dir.rglob("*") if f.is_file())
+    run.write_json("metrics.json", metrics)
+    _show(workspace, metrics, measured)
+    return RunResult(run.path, run.model_dir, results[strategy].allocation, metrics)
+
+
+def _summary(
+    workspace: Workspace,
+    budget: SizeBudget,
+    strategy: str,
+    results: Mapping[str, SearchResult],
+    measured: Mapping[str, Mapping[str, Any]],
+    full: Mapping[str, float],
+) -> dict[str, Any]:
+    task, blueprint, ours = workspace.blueprint.data.task, workspace.blueprint, measured[strategy]
+    fisher = workspace.search("fisher", budget, stage="search-fisher").allocation
+    allocation = results[strategy].allocation
+    differs = {"fisher": allocation.share_different(fisher)}
+    if "uniform" in results:
+        differs["uniform"] = allocation.share_different(results["uniform"].allocation)
+    encoder = [p for p in blueprint.byte_model.partitions if p.matrix.layer is not None]
+    uniform = measured["uniform"]["metrics"][task.metric] if "uniform" in measured else None
+    return {
+        "task": task.name,
+        "strategy": strategy,
+        "metric": {
+            "name": task.metric,
+            "value": ours["metrics"][task.metric],
+            "full_precision": full[task.metric],
+            "uniform": uniform,
+        },
+        "all_metrics": {"full_precision": full, **{name: m["metrics"] for name, m in measured.items()}},
+        "bytes": {
+            "budget": budget.bytes,
+            "count": budget.count,
+            "counted": ours["counted_bytes"],
+            "file": ours["file_bytes"],
+            "full_precision": blueprint.full_bytes(budget.count),
+            "breakdown": blueprint.byte_model.breakdown(allocation),
+            "controls": {name: m["file_bytes"] for name, m in measured.items() if name != strategy},
+        },
+        "encoder_bits_per_weight": allocation.mean_bits(encoder),
+        "share_of_subgroups_different_from": differs,
+        "reload_difference": max(m["reload_difference"] for m in measured.values()),
+        "seconds": workspace.run.seconds(),
+        "seed": workspace.seed,
+    }
+
+
+def _write_manifest(
+    workspace: Workspace, budget: SizeBudget, strategy: str, result: SearchResult, metrics: Mapping[str, Any]
+) -> None:
+    blueprint, recipe = workspace.blueprint, workspace.blueprint.recipe
+    choice = choice_reasons(workspace, budget, result)
+    manifest = build_manifest(
+        space=blueprint.space,
+        partitions=blueprint.byte_model.partitions,
+        allocation=result.allocation,
+        probability=choice["probability"],
+        sensitivity=choice["sensitivity"],
+        quantizer=recipe.quantizer,
+        activation_bits=recipe.activation_bits,
+        max_length=blueprint.max_length,
+        trim_positions=blueprint.trim_positions,
+        budget=budget,
+        reached={"file": metrics["bytes"]["file"], "counted": metrics["bytes"]["counted"]},
+        breakdown=metrics["bytes"]["breakdown"],
+        metrics={"name": metrics["metric"]["name"], "value": metrics["metric"]["value"]},
+        strategy=strategy,
+        recovery={"recovery": dataclasses.asdict(recipe.recovery), "distillation": dataclasses.asdict(recipe.distillation)},
+        hashes={**workspace.hashes(), "teacher": workspace.teacher_hash, "file": file_sha256(workspace.run.model_dir / PACKED)},
+        versions=versions(),
+        seed=workspace.seed,
+    )
+    write_manifest(workspace.run.model_dir / "allocation.json", manifest)
+
+
+def choice_reasons(workspace: Workspace, budget: SizeBudget, result: SearchResult) -> dict[str, np.ndarray | None]:
+    """Per sub-group [N]: the probability of its width and the sensitivity at it."""
+    choice = workspace.blueprint.table(budget).to_choice(result.allocation)
+    sensitivity = workspace.calibration.sensitivity[np.arange(len(choice)), choice]
+    return {"probability": result.probability, "sensitivity": sensitivity}
+
+
+def _show(workspace: Workspace, metrics: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]) -> None:
+    name, size, seconds = metrics["metric"]["name"], metrics["bytes"], metrics["seconds"]
+    whole = workspace.blueprint.full_bytes()
+    rows = [["full precision", f"{whole:,}", "1.0x", f"{metrics['metric']['full_precision']:.4f}", f"{seconds.get('teacher', 0):.0f}"]]
+    for method, values in sorted(measured.items(), key=lambda item: item[0] == metrics["strategy"]):
+        stage = "search" if method == metrics["strategy"] else f"search-{method}"
+        spent = sum(seconds.get(key, 0.0) for key in (stage, f"recover-{method}", f"pack-{method}"))
+        label = f"ours ({method})" if method == metrics["strategy"] else method
+        ratio = f"{whole / values['file_bytes']:.1f}x"
+        rows.append([label, f"{values['file_bytes']:,}", ratio, f"{values['metrics'][name]:.4f}", f"{spent:.0f}"])
+    title = f"{metrics['task']}: budget {size['budget']:,} bytes ({size['budget'] / MIB:.2f} MiB, {size['count']})"
+    workspace.progress.table(title, ["model", "file bytes", "ratio", name, "seconds"], rows)
+    shares = ", ".join(f"{share:.0%} from {other}" for other, share in metrics["share_of_subgroups_different_from"].items())
+    workspace.progress.say(f"Sub-groups whose bits differ: {shares}. Shipped: {workspace.run.model_dir}")

@@ -1,0 +1,18 @@
+"""Which bits? One file a strategy, one protocol; the table drives the contract tests."""
+
+from autoquant.strategies.base import Problem, SearchResult, SearchStrategy
+from autoquant.strategies.dnas import Dnas
+from autoquant.strategies.fisher import Fisher
+from autoquant.strategies.random import Random
+from autoquant.strategies.reversed import Reversed
+from autoquant.strategies.uniform import Uniform
+
+STRATEGIES: dict[str, SearchStrategy] = {
+    "dnas": Dnas(),
+    "uniform": Uniform(),
+    "random": Random(),
+    "reversed": Reversed(),
+    "fisher": Fisher(),
+}
+
+__all__ = ["STRATEGIES", "Problem", "SearchResult", "SearchStrategy"]

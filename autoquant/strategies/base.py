@@ -1,0 +1,61 @@
+"""The protocol of a strategy: a problem in, an allocation out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from autoquant.core.allocation import BitAllocation
+from autoquant.core.cost import ChoiceTable, SizeBudget
+from autoquant.core.settings import DistillationSettings, SearchSettings
+from autoquant.supernet.build import Supernet
+from autoquant.training.batches import Encoded
+from autoquant.training.loop import Context
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Everything a strategy may look at. The evaluation data is not here.
+
+    `sensitivity` [N, K]: expected loss increase of every choice of the table (`strategies.sensitivity`), smaller is better;
+    `make_supernet` builds a fresh supernet from the teacher's weights.
+    """
+
+    table: ChoiceTable
+    budget: SizeBudget
+    sensitivity: np.ndarray
+    make_supernet: Callable[[], Supernet]
+    teacher: nn.Module
+    train: Encoded
+    held_out: Encoded
+    search: SearchSettings
+    distillation: DistillationSettings
+    context: Context
+    stage: str = "search"
+    """Names the search's checkpoint and log lines."""
+
+
+@dataclass(frozen=True, eq=False)
+class SearchResult:
+    """An allocation within the budget, and why.
+
+    `values` [N, K] are what the knapsack maximised (None where there was none); `probability` [N] that of the chosen width,
+    for strategies that learn one; `weights` the searched weights and scales, for recoveries that continue from them.
+    """
+
+    allocation: BitAllocation
+    values: np.ndarray | None = None
+    probability: np.ndarray | None = None
+    weights: dict[str, Tensor] | None = None
+
+
+class SearchStrategy(Protocol):
+    """Frozen, without state of its own: what a search keeps between steps lives in the run's checkpoint."""
+
+    def search(self, problem: Problem) -> SearchResult:
+        """Find an allocation within `problem.budget`."""
+        ...

@@ -1,0 +1,166 @@
+"""How much does the loss rise when a sub-group gets a width? Output-side Fisher scores.
+
+For an operator with output Y and loss gradient g = dL/dY, quantising a sub-group's rows changes Y by dY; the score is
+sum g^2 dY^2 over tokens and rows: the diagonal of the Fisher information of the outputs, one backward pass per batch.
+Labels are drawn from the teacher's own predictions, so the scores do not vanish where the teacher fits its training labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autoquant.core.cost import ChoiceTable
+from autoquant.core.progress import Progress
+from autoquant.core.subgroup import Partition
+from autoquant.quantizers import Quantizer
+from autoquant.training.batches import Encoded
+
+EMBEDDING_PRIOR_OCCURRENCES = 4.0  # how many average occurrences a token's own gradient is blended with
+
+
+def quantisation_errors(weight: Tensor, scales: Tensor, widths: tuple[int, ...], quantizer: Quantizer) -> Tensor:
+    """W - Q_k(W) for every width of the table, [K, rows, columns]; scales [rows, non-zero widths]; zero bits give W itself."""
+    errors = []
+    column = 0
+    for width in widths:
+        if width == 0:
+            errors.append(weight)
+            continue
+        errors.append(weight - quantizer.fake_quantize(weight, scales[:, column], width))
+        column += 1
+    return torch.stack(errors)
+
+
+def sampled_loss(logits: Tensor) -> Tensor:
+    """Negative log-likelihood, summed over the batch, of labels drawn from the model's predictions (unit Gaussian if regression)."""
+    if logits.shape[-1] == 1:
+        return 0.5 * (logits - logits.detach() - torch.randn_like(logits)).square().sum()
+    labels = torch.multinomial(functional.softmax(logits.detach(), dim=-1), 1)[:, 0]
+    return functional.cross_entropy(logits, labels, reduction="sum")
+
+
+def fisher_scores(
+    model: nn.Module,
+    table: ChoiceTable,
+    quantizer: Quantizer,
+    scales: Mapping[str, Tensor],
+    data: Encoded,
+    token_counts: np.ndarray,
+    seed: int,
+    progress: Progress,
+) -> np.ndarray:
+    """Score of every choice of the table, [N, K] float64, per text of `data`; smaller is better.
+
+    Word-embedding rows that do not occur in `data` get the average gradient of those that do, weighted by how often they are
+    expected: their count in the training text (`token_counts` [vocabulary]), Good-Turing's mass shared by the unseen.
+    """
+    device = next(model.parameters()).device
+    recorder = _Recorder(model, table, quantizer, scales, device)
+    torch.manual_seed(seed)
+    batches = list(data.by_length(32))
+    with progress.stage("Sensitivity", total=len(batches)) as bar:
+        for indices in batches:
+            batch = data.collate(indices, device)
+            batch.pop("labels")
+            model.zero_grad(set_to_none=True)
+            sampled_loss(model(**batch).logits.float()).backward()
+            bar.advance()
+    model.zero_grad(set_to_none=True)
+    recorder.remove()
+    return recorder.scores(token_counts) / len(data)
+
+
+class _Recorder:
+    """Hooks that add up g^2 dY^2 per row of every linear layer, and g^2 per row and column of every embedding."""
+
+    def __init__(
+        self, model: nn.Module, table: ChoiceTable, quantizer: Quantizer, scales: Mapping[str, Tensor], device: torch.device
+    ) -> None:
+        self.table = table
+        self.rows: dict[str, Tensor] = {}
+        self.errors: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor] = {}
+        self.occurrences: dict[str, Tensor] = {}
+        self.handles = []
+        for partition in table.partitions:
+            name = partition.matrix.name
+            module = model.get_submodule(name.removesuffix(".weight"))
+            row_scale = scales[name].to(device)
+            if len(row_scale) != partition.matrix.rows:
+                row_scale = row_scale[torch.from_numpy(partition.group_of_row).to(device)]
+            with torch.no_grad():
+                self.errors[name] = quantisation_errors(module.weight.detach(), row_scale, table.widths, quantizer)
+            if isinstance(module, nn.Embedding):
+                self.gradients[name] = torch.zeros_like(module.weight, requires_grad=False)
+                self.occurrences[name] = torch.zeros(len(module.weight), device=device)
+                self.handles.append(module.register_forward_hook(self._embedding_hook(name)))
+            else:
+                self.rows[name] = torch.zeros(len(table.widths), len(module.weight), device=device)
+                self.handles.append(module.register_forward_hook(self._linear_hook(name)))
+
+    def _linear_hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            x = inputs[0].detach().flatten(0, -2)
+
+            def collect(grad: Tensor) -> None:
+                squared = grad.detach().flatten(0, -2).square()
+                for k, error in enumerate(self.errors[name]):
+                    self.rows[name][k] += (squared * (x @ error.T).square()).sum(0)
+
+            output.register_hook(collect)
+
+        return hook
+
+    def _embedding_hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            def collect(grad: Tensor) -> None:
+                # a position embedding is looked up once for the whole batch: expand its ids to the gradient's shape
+                ids = inputs[0].expand(grad.shape[:-1]).flatten()
+                self.gradients[name].index_add_(0, ids, grad.detach().flatten(0, -2).square())
+                self.occurrences[name].index_add_(0, ids, torch.ones(len(ids), device=ids.device))
+
+            output.register_hook(collect)
+
+        return hook
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def scores(self, token_counts: np.ndarray) -> np.ndarray:
+        return np.concatenate([self._matrix_scores(p, token_counts) for p in self.table.partitions])
+
+    @torch.no_grad()
+    def _matrix_scores(self, partition: Partition, token_counts: np.ndarray) -> np.ndarray:
+        name = partition.matrix.name
+        if name in self.rows:
+            rows = self.rows[name].T
+        else:
+            gradient = self.gradients[name]
+            if partition.matrix.kind == "word_embedding":
+                gradient = self._expected_gradient(name, token_counts)
+            rows = torch.stack([(gradient * error.square()).sum(1) for error in self.errors[name]], dim=1)
+        group = torch.from_numpy(partition.group_of_row).to(rows.device)
+        total = torch.zeros(partition.groups, rows.shape[1], device=rows.device).index_add_(0, group, rows)
+        return total.double().cpu().numpy()
+
+    def _expected_gradient(self, name: str, token_counts: np.ndarray) -> Tensor:
+        """Expected sum of g^2 per vocabulary row over as many tokens as were seen, [vocabulary, width]."""
+        seen, gradient = self.occurrences[name], self.gradients[name]
+        average = gradient.sum(0) / seen.sum()
+        blend = EMBEDDING_PRIOR_OCCURRENCES
+        per_occurrence = (gradient + blend * average) / (seen + blend)[:, None]
+        expected = torch.from_numpy(good_turing(token_counts)).to(seen)
+        return per_occurrence * (expected * seen.sum())[:, None]
+
+
+def good_turing(counts: np.ndarray) -> np.ndarray:
+    """Probability of every token, [vocabulary] float64: unseen tokens share the mass of those seen once (Good 1953)."""
+    total, once, unseen = counts.sum(), (counts == 1).sum(), (counts == 0).sum()
+    mass = once / total if unseen else 0.0
+    return np.where(counts > 0, (1 - mass) * counts / total, mass / max(unseen, 1))

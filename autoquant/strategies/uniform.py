@@ -1,0 +1,43 @@
+"""The control everybody has: two neighbouring widths that fill the budget, the upper one for sub-groups drawn by the seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoquant.core.cost import ChoiceTable
+from autoquant.core.errors import BudgetError
+from autoquant.strategies.base import Problem, SearchResult
+
+
+def nearest_columns(table: ChoiceTable, width: int) -> np.ndarray:
+    """Column of `width` per sub-group [N]; where it is not allowed, of the next wider one that is, or of the widest."""
+    wanted = table.allowed & (np.asarray(table.widths) >= width)
+    widest = table.allowed.shape[1] - 1 - table.allowed[:, ::-1].argmax(axis=1)
+    return np.where(wanted.any(axis=1), wanted.argmax(axis=1), widest)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniform bits: random only in which sub-groups get the upper of the two widths."""
+
+    def search(self, problem: Problem) -> SearchResult:
+        table, capacity = problem.table, problem.budget.bytes
+        widths = [w for w in table.widths if w]
+        fitting = [w for w in table.widths if table.total(nearest_columns(table, w)) <= capacity]
+        if not fitting:
+            raise BudgetError(f"No uniform width fits {capacity} bytes: raise --budget-mib.")
+        lower = fitting[-1]
+        choice = nearest_columns(table, lower)
+        if lower == widths[-1]:
+            return SearchResult(table.to_allocation(choice))
+        upper = nearest_columns(table, table.widths[table.widths.index(lower) + 1])
+        rows = np.arange(len(table))
+        extra = table.bytes[rows, upper] - table.bytes[rows, choice]
+        slack = capacity - table.total(choice)
+        for row in np.random.default_rng((problem.context.seed, 1)).permutation(len(table)):
+            if extra[row] <= slack:
+                choice[row] = upper[row]
+                slack -= extra[row]
+        return SearchResult(table.to_allocation(choice))

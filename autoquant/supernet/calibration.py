@@ -1,0 +1,61 @@
+"""Where quantisation starts: input second moments per linear layer, then a searched scale per row and bit-width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from autoquant.core.cost import ChoiceTable
+from autoquant.quantizers import Quantizer
+from autoquant.quantizers.clipping import search_scale
+from autoquant.training.batches import Encoded
+
+
+@torch.no_grad()
+def input_moments(model: nn.Module, names: list[str], data: Encoded, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Mean of x x^T over real tokens for the input of every linear layer in `names` (matrix names): [in, in] float32."""
+    moments: dict[str, Tensor] = {}
+    mask = torch.empty(0)
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0][mask.bool()] if inputs[0].dim() == 3 else inputs[0]
+            moments[name] = moments.get(name, torch.zeros((), device=x.device)) + x.T @ x / len(data)
+
+        return record
+
+    modules = {name: model.get_submodule(name.removesuffix(".weight")) for name in names}
+    handles = [m.register_forward_pre_hook(hook(name)) for name, m in modules.items() if isinstance(m, nn.Linear)]
+    for indices in data.by_length(32):
+        batch = data.collate(indices, device)
+        batch.pop("labels")
+        mask = batch["attention_mask"]
+        model(**batch)
+    for handle in handles:
+        handle.remove()
+    return moments
+
+
+@torch.no_grad()
+def initial_scales(
+    model: nn.Module, table: ChoiceTable, quantizer: Quantizer, moments: Mapping[str, Tensor], per_row: bool
+) -> dict[str, Tensor]:
+    """A searched scale per row (or sub-group) and non-zero width of the table: matrix name -> [rows or groups, K] float32."""
+    widths = [w for w in table.widths if w]
+    result = {}
+    for partition in table.partitions:
+        name = partition.matrix.name
+        weight = model.get_parameter(name).detach()
+        moment = moments.get(name)
+        if moment is not None:
+            moment = moment / moment.diagonal().mean() + 0.01 * torch.eye(len(moment), device=moment.device)
+        columns = [search_scale(quantizer, weight, width, moment) for width in widths]
+        scale = torch.stack(columns, dim=1)
+        if not per_row:
+            group = torch.from_numpy(partition.group_of_row).to(scale.device)
+            total = torch.zeros(partition.groups, len(widths), device=scale.device).index_add_(0, group, scale)
+            scale = total / torch.tensor(partition.sizes, device=scale.device)[:, None]
+        result[name] = scale.cpu()
+    return result

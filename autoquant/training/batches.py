@@ -1,0 +1,94 @@
+"""Text -> batches. The batch of a step is a pure function of (seed, step), so a resumed run sees the same batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoquant.tasks.data import TextData
+
+GROUP = 32  # batches whose samples are sorted by length together: little padding, still random
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Tokenised texts: one int64 array of token ids (and of token types) per sample, labels [samples]."""
+
+    ids: tuple[np.ndarray, ...]
+    types: tuple[np.ndarray, ...]
+    labels: np.ndarray
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, rows: np.ndarray) -> Encoded:
+        """The samples at `rows`, in that order."""
+        return Encoded(tuple(self.ids[i] for i in rows), tuple(self.types[i] for i in rows), self.labels[rows], self.pad_id)
+
+    def collate(self, indices: Sequence[int] | np.ndarray, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """`input_ids`, `token_type_ids`, `attention_mask` [batch, longest] and `labels` [batch]."""
+        longest = max(len(self.ids[i]) for i in indices)
+        ids = np.full((len(indices), longest), self.pad_id, dtype=np.int64)
+        types = np.zeros_like(ids)
+        mask = np.zeros_like(ids)
+        for row, index in enumerate(indices):
+            length = len(self.ids[index])
+            ids[row, :length], types[row, :length], mask[row, :length] = self.ids[index], self.types[index], 1
+        batch = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask, "labels": self.labels[indices]}
+        return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+
+    def by_length(self, batch_size: int) -> Iterator[np.ndarray]:
+        """Indices of all samples in batches of similar length, in a fixed order."""
+        order = np.argsort([len(i) for i in self.ids], kind="stable")
+        for start in range(0, len(order), batch_size):
+            yield order[start : start + batch_size]
+
+    def token_counts(self, vocabulary: int) -> np.ndarray:
+        """Occurrences of every token id, [vocabulary] int64."""
+        return np.bincount(np.concatenate(self.ids), minlength=vocabulary)
+
+
+def encode(tokenizer: Any, data: TextData, max_length: int) -> Encoded:
+    """Tokenise; longer texts are cut at `max_length` tokens."""
+    second = None if data.second is None else list(data.second)
+    out = tokenizer(list(data.first), second, truncation=True, max_length=max_length, return_token_type_ids=True)
+    return Encoded(
+        tuple(np.asarray(ids, dtype=np.int64) for ids in out["input_ids"]),
+        tuple(np.asarray(types, dtype=np.int64) for types in out["token_type_ids"]),
+        data.labels,
+        int(tokenizer.pad_token_id),
+    )
+
+
+class BatchOrder:
+    """Which samples make up the batch of a step: shuffled every epoch, grouped by length."""
+
+    def __init__(self, data: Encoded, batch_size: int, seed: int) -> None:
+        self.data, self.batch_size, self.seed = data, min(batch_size, len(data)), seed
+        self.lengths = np.array([len(ids) for ids in data.ids])
+        self.batches_per_epoch = len(data) // self.batch_size
+        self._epoch = -1
+        self._order: list[np.ndarray] = []
+
+    def indices(self, step: int) -> np.ndarray:
+        """Sample indices of the batch of `step`, [batch]."""
+        epoch, position = divmod(step, self.batches_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffle(epoch)
+        return self._order[position]
+
+    def _shuffle(self, epoch: int) -> list[np.ndarray]:
+        random = np.random.default_rng((self.seed, epoch))
+        order = random.permutation(len(self.data))[: self.batches_per_epoch * self.batch_size]
+        batches: list[np.ndarray] = []
+        for start in range(0, len(order), GROUP * self.batch_size):
+            group = order[start : start + GROUP * self.batch_size]
+            group = group[np.argsort(self.lengths[group], kind="stable")]
+            batches += np.split(group, len(group) // self.batch_size)
+        return [batches[i] for i in random.permutation(len(batches))]

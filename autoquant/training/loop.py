@@ -1,0 +1,99 @@
+"""The loop that teacher, search and recovery share: steps, a log line each, checkpoints, and a clear end on divergence."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from autoquant.core.errors import TrainingError
+from autoquant.core.progress import Progress
+from autoquant.core.run import RunDirectory
+
+
+class Stateful(Protocol):
+    """Anything whose state is saved and restored: a module, an optimizer, a controller."""
+
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """Where training runs and what it reports to."""
+
+    run: RunDirectory
+    progress: Progress
+    device: torch.device
+    seed: int
+    precision: str = "fp32"
+    checkpoint_seconds: float = 60.0
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 autocast where asked for."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def seed_step(seed: int, stage: str, step: int) -> None:
+    """Seed torch for one step of one stage: randomness is a function of the step, so a resumed run repeats it."""
+    digest = hashlib.sha256(f"{seed}/{stage}/{step}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def run_steps(
+    context: Context,
+    stage: str,
+    title: str,
+    steps: int,
+    step: Callable[[int], Mapping[str, float]],
+    state: Mapping[str, Stateful],
+    stop: Callable[[], bool] = lambda: False,
+) -> int:
+    """Call `step(0 .. steps - 1)`; each returns numbers to log, `loss` among them. Returns the number of steps done.
+
+    Goes on from the stage's checkpoint if there is one; saves one every `checkpoint_seconds` and at Ctrl-C; raises
+    TrainingError when the loss is not finite. `stop` ends the loop early.
+    """
+    start = _restore(context, stage, state)
+    saved_at = time.monotonic()
+    with context.progress.stage(title, total=steps, start=start) as bar:
+        done = start
+        try:
+            while done < steps and not stop():
+                seed_step(context.seed, stage, done)
+                values = step(done)
+                if not math.isfinite(values["loss"]):
+                    raise TrainingError(
+                        f"{title}: the loss is {values['loss']} at step {done} of {steps}. Lower the learning rate, "
+                        "and check the data for broken values."
+                    )
+                context.run.log(stage, step=done, **values)
+                done += 1
+                bar.advance(note=f"loss {values['loss']:.3f}")
+                if time.monotonic() - saved_at > context.checkpoint_seconds:
+                    _save(context, stage, state, done)
+                    saved_at = time.monotonic()
+        except KeyboardInterrupt:
+            _save(context, stage, state, done)
+            raise
+    return done
+
+
+def _save(context: Context, stage: str, state: Mapping[str, Stateful], done: int) -> None:
+    context.run.save_state(stage, {"step": done, **{name: item.state_dict() for name, item in state.items()}})
+
+
+def _restore(context: Context, stage: str, state: Mapping[str, Stateful]) -> int:
+    saved = context.run.load_state(stage)
+    if saved is None:
+        context.run.truncate_log(stage, 0)
+        return 0
+    for name, item in state.items():
+        item.load_state_dict(saved[name])
+    context.run.truncate_log(stage, saved["step"])
+    return int(saved["step"])

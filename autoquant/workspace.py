@@ -1,0 +1,311 @@
+"""What every method shares within a run: data, teacher, the table of choices, scales and sensitivities.
+
+Prepared once, on disk where it took time; strategies, recoveries and controls then start from the very same values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autoquant.backbones.load import ModelSource, open_model
+from autoquant.core.allocation import BitAllocation
+from autoquant.core.cost import ByteModel, ChoiceTable, SizeBudget, TensorEntry, check_budget, choice_table, header_json
+from autoquant.core.errors import SpaceError
+from autoquant.core.progress import Progress
+from autoquant.core.run import RunDirectory, file_sha256
+from autoquant.core.settings import Recipe
+from autoquant.core.space import SearchSpace, load_space
+from autoquant.core.subgroup import Partition
+from autoquant.pack.checkpoint import metadata_text
+from autoquant.quantizers import QUANTIZERS, Quantizer
+from autoquant.strategies import STRATEGIES, Problem, SearchResult
+from autoquant.strategies.sensitivity import fisher_scores
+from autoquant.supernet.build import Supernet
+from autoquant.supernet.calibration import initial_scales, input_moments
+from autoquant.tasks.data import TaskData
+from autoquant.training.batches import Encoded, encode
+from autoquant.training.distillation import TeacherOutputs
+from autoquant.training.loop import Context
+from autoquant.training.teacher import finetune
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a run computes."""
+
+    device: str = "auto"
+    threads: int = 0
+    precision: str = "fp32"
+    compile: bool = True
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass(frozen=True, eq=False)
+class Blueprint:
+    """Model, data and space, known before anything is trained: enough to weigh every choice."""
+
+    source: ModelSource
+    data: TaskData
+    recipe: Recipe
+    space: SearchSpace
+    max_length: int
+    trim_positions: bool
+    train: Encoded
+
+    @classmethod
+    def draw(cls, model: str, data: TaskData, recipe: Recipe, max_length: int, trim_positions: bool) -> Blueprint:
+        """Open model and space and tokenise the training file. Raises before any training if something does not fit."""
+        if recipe.quantizer not in QUANTIZERS:
+            raise SpaceError(f"Unknown quantizer '{recipe.quantizer}'; known are {', '.join(QUANTIZERS)}.")
+        space = load_space(recipe.space)
+        source = open_model(model, data.label_names or None, max_length, trim_positions)
+        return cls(source, data, recipe, space, max_length, trim_positions, encode(source.tokenizer, data.train, max_length))
+
+    @property
+    def quantizer(self) -> Quantizer:
+        return QUANTIZERS[self.recipe.quantizer]
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return self.source.shapes()
+
+    @cached_property
+    def token_counts(self) -> np.ndarray:
+        """Occurrences of every token in the training text, [vocabulary]."""
+        name = f"{self.source.backbone.embedding_modules['word_embedding']}.weight"
+        return self.train.token_counts(self.shapes[name][0])
+
+    def packed_settings(self) -> dict[str, object]:
+        """What the packed file says about itself."""
+        return {
+            "quantizer": self.recipe.quantizer,
+            "scale": self.space.scale,
+            "activation_bits": self.recipe.activation_bits,
+            "max_length": self.max_length,
+        }
+
+    @cached_property
+    def byte_model(self) -> ByteModel:
+        config = self.source.config
+        matrices = self.source.backbone.matrices(config, dict(self.shapes))
+        partitions = self.space.partition(matrices, config.num_attention_heads, self.token_counts)
+        quantised = {p.matrix.name for p in partitions}
+        rest = {name: shape for name, shape in self.shapes.items() if name not in quantised}
+        return ByteModel(partitions, rest, self.space.scale, metadata_text(self.packed_settings()))
+
+    def full_bytes(self, count: str = "file") -> int:
+        """Float32 size of what counts: the whole safetensors file, or the encoder's matrices."""
+        if count == "encoder":
+            return sum(4 * p.matrix.parameters for p in self.byte_model.partitions if p.matrix.layer is not None)
+        entries = [TensorEntry(name, "F32", shape) for name, shape in sorted(self.shapes.items())]
+        return sum(entry.bytes for entry in entries) + len(header_json(entries, ""))
+
+    def table(self, budget: SizeBudget) -> ChoiceTable:
+        """The table of choices under what `budget` counts. Raises BudgetError if the budget cannot be met."""
+        table = choice_table(self.byte_model, budget.count)
+        check_budget(budget, table, self.full_bytes(budget.count), self.byte_model)
+        return table
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Initial scales per matrix [rows or groups, non-zero widths] and sensitivities [N, K], the same for every method."""
+
+    scales: dict[str, Tensor]
+    sensitivity: np.ndarray
+
+
+class Workspace:
+    """A blueprint made real in a run directory: teacher, calibration, and the steps every method takes."""
+
+    def __init__(self, blueprint: Blueprint, run: RunDirectory, progress: Progress, machine: Machine, seed: int) -> None:
+        self.blueprint, self.run, self.progress, self.seed = blueprint, run, progress, seed
+        self.context = Context(run, progress, _device(machine), seed, machine.precision, machine.checkpoint_seconds)
+        _configure(machine)
+        data = blueprint.data
+        self.train_all = blueprint.train
+        parts = data.train.split(blueprint.recipe.search.held_out)
+        self.train, self.held_out = (encode(blueprint.source.tokenizer, part, blueprint.max_length) for part in parts)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the wall-clock seconds of a block to the run's stage, interruptions included."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.run.add_seconds(stage, time.monotonic() - start)
+
+    def announce(self, strategy: str, controls: Sequence[str]) -> None:
+        """Plan the stages for the progress display, in seconds for two cores; only their proportions have to be right."""
+        settings, rows = self.blueprint.recipe, len(self.train_all)
+        tokens = float(np.mean([len(ids) for ids in self.train_all.ids]))
+        step = max(0.02, 32 * tokens * sum(p.matrix.parameters for p in self.byte_partitions()) * 6 / 1.1e11)
+        epoch = len(self.train) / settings.teacher.batch_size * step
+        outputs, recovery = ("Teacher outputs", rows / 32 * step / 3), settings.recovery.steps * step
+        stages = [("Teacher", settings.teacher.epochs * epoch), ("Sensitivity", 16 * 2.0), outputs, outputs]
+        stages.append(("Search", 1.8 * settings.search.steps * step))
+        stages += [outputs, *((f"Recover {method}", recovery) for method in (strategy, *controls))]
+        self.progress.plan(stages)
+
+    def byte_partitions(self) -> list[Partition]:
+        """The encoder's matrices, which is where the time goes."""
+        return [p for p in self.blueprint.byte_model.partitions if p.matrix.layer is not None]
+
+    # Shared by all methods ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def teacher(self) -> nn.Module:
+        """The full-precision model: as given if it has a trained head, else fine-tuned here; kept in `teacher/`."""
+        folder = self.run.teacher_dir
+        if self.run.finished("teacher") is None:
+            with self.timed("teacher"):
+                self._make_teacher(folder)
+        source = dataclasses.replace(self.blueprint.source, path=str(folder))
+        model, _ = source.load(self.seed)
+        return model.to(self.context.device).eval()
+
+    def _make_teacher(self, folder: Path) -> None:
+        model, has_head = self.blueprint.source.load(self.seed)
+        result: dict[str, Any] = {"fine_tuned": not has_head}
+        if not has_head:
+            recipe, task = self.blueprint.recipe, self.blueprint.data.task
+            model.to(self.context.device)
+            result |= finetune(model, self.train, self.held_out, task, recipe.teacher, self.context)
+        model.save_pretrained(folder)
+        self.blueprint.source.tokenizer.save_pretrained(folder)
+        self.run.finish("teacher", result)
+        self.run.discard_state("teacher")
+
+    @cached_property
+    def teacher_hash(self) -> str:
+        """sha256 of the teacher's weights."""
+        _ = self.teacher
+        return file_sha256(self.run.teacher_dir / "model.safetensors")
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Clip search and sensitivities on a few hundred training texts."""
+        saved = self.run.load_state("calibration")
+        if saved is None:
+            with self.timed("calibrate"):
+                saved = self._calibrate()
+            self.run.save_state("calibration", saved)
+        return Calibration(saved["scales"], saved["sensitivity"].numpy())
+
+    def _calibrate(self) -> dict[str, Any]:
+        blueprint, device = self.blueprint, self.context.device
+        order = np.random.default_rng((self.seed, 3)).permutation(len(self.train))
+        data = self.train.select(order[: blueprint.recipe.search.calibration_samples])
+        table = choice_table(blueprint.byte_model)
+        self.progress.say("Searching clip ratios for every width")
+        moments = input_moments(self.teacher, list(table.slices()), data, device)
+        per_row = blueprint.space.scale == "row"
+        scales = initial_scales(self.teacher, table, blueprint.quantizer, moments, per_row)
+        scores = fisher_scores(
+            self.teacher, table, blueprint.quantizer, scales, data, blueprint.token_counts, self.seed, self.progress
+        )
+        return {"scales": scales, "sensitivity": torch.from_numpy(scores)}
+
+    @cached_property
+    def outputs(self) -> TeacherOutputs:
+        """The teacher's outputs on the whole training file, for recovery."""
+        return TeacherOutputs(self.teacher, self.train_all, self.context)
+
+    def make_supernet(self, budget: SizeBudget) -> Supernet:
+        """A fresh supernet from the teacher's weights and the calibrated scales."""
+        blueprint = self.blueprint
+        return Supernet(
+            self.teacher,
+            blueprint.source.backbone,
+            blueprint.table(budget),
+            blueprint.quantizer,
+            self.calibration.scales,
+            blueprint.recipe.activation_bits,
+            blueprint.space.scale == "row",
+        )
+
+    # One method's steps -------------------------------------------------------------------------------------------
+
+    def problem(self, budget: SizeBudget, stage: str) -> Problem:
+        recipe = self.blueprint.recipe
+        return Problem(
+            self.blueprint.table(budget),
+            budget,
+            self.calibration.sensitivity,
+            lambda: self.make_supernet(budget),
+            self.teacher,
+            self.train,
+            self.held_out,
+            recipe.search,
+            recipe.distillation,
+            self.context,
+            stage,
+        )
+
+    def search(self, strategy: str, budget: SizeBudget, stage: str = "search") -> SearchResult:
+        """Run a strategy, or read the allocation of its finished stage."""
+        if strategy not in STRATEGIES:
+            raise SpaceError(f"Unknown strategy '{strategy}'; known are {', '.join(STRATEGIES)}.")
+        name = f"{stage}-result"
+        saved = self.run.load_state(name)
+        if saved is None:
+            problem = self.problem(budget, stage)
+            with self.timed(stage):
+                result = STRATEGIES[strategy].search(problem)
+            self.run.save_state(name, _result_state(result))
+            self.run.discard_state(stage)
+            saved = self.run.load_state(name)
+        assert saved is not None
+        return _result_from(saved)
+
+    def hashes(self) -> dict[str, str]:
+        """sha256 of the data and of the settings that decide the result."""
+        data = self.blueprint.data
+        return {"train": data.train.sha256(), "evaluation": data.evaluation.sha256()}
+
+
+def encode_evaluation(workspace: Workspace) -> Encoded:
+    """Tokenise the evaluation file; called once, at the very end."""
+    blueprint = workspace.blueprint
+    return encode(blueprint.source.tokenizer, blueprint.data.evaluation, blueprint.max_length)
+
+
+def _result_state(result: SearchResult) -> dict[str, Any]:
+    arrays = {"values": result.values, "probability": result.probability}
+    tensors = {name: None if array is None else torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+    return {"allocation": json.dumps(result.allocation.to_json()), "weights": result.weights, **tensors}
+
+
+def _result_from(saved: dict[str, Any]) -> SearchResult:
+    arrays = {name: None if saved[name] is None else saved[name].numpy() for name in ("values", "probability")}
+    return SearchResult(BitAllocation.from_json(json.loads(saved["allocation"])), weights=saved["weights"], **arrays)
+
+
+def _device(machine: Machine) -> torch.device:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=machine.device == "cpu")
+    return accelerator.device if machine.device == "auto" else torch.device(machine.device)
+
+
+def _configure(machine: Machine) -> None:
+    from autoquant.supernet.mixing import KERNELS
+
+    KERNELS.compile = machine.compile
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+
+
