@@ -1,0 +1,1 @@
+"""What leaves a run besides the packed file?"""
