@@ -150,7 +150,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 def manifest_allocation(manifest: Mapping[str, Any]) -> BitAllocation:
     """The allocation in a manifest."""
-    return BitAllocation({m["name"]: tuple(g["bits"] for g in m["subgroups"]) for m in manifest["matrices"]})
+    return BitAllocation({m["name"]: tuple(int(g["bits"]) for g in m["subgroups"]) for m in manifest["matrices"]})
 
 
 def manifest_space(manifest: Mapping[str, Any]) -> SearchSpace:
