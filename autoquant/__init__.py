@@ -1,1 +1,29 @@
-"""autoquant: mixed-precision search for BERT-family models under a size budget."""
+"""autoquant: a BERT-family model, some text and a size budget in; the most accurate packed model that fits out.
+
+    import autoquant
+
+    result = autoquant.search(model, data, budget=autoquant.SizeBudget.mib(6))
+    result.load().predict(["a charming film"])
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autoquant.core.cost import SizeBudget
+from autoquant.core.errors import AutoquantError
+
+__all__ = ["AutoquantError", "SizeBudget", "apply", "load", "load_data", "search"]
+
+
+def __getattr__(name: str) -> Any:
+    """The heavy parts are imported on first use, so that `autoquant --help` stays quick."""
+    if name in ("search", "apply"):
+        from autoquant import pipeline
+
+        return getattr(pipeline, name)
+    if name == "load":
+        from autoquant.inference import load
+
+        return load
+    raise AttributeError(f"module 'autoquant' has no attribute '{name}'")

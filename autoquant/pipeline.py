@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import MIB, SizeBudget
-from autoquant.core.errors import CheckpointError
+from autoquant.core.errors import CheckpointError, DataError, ModelError
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.run import RunDirectory, file_sha256, versions
-from autoquant.core.settings import Recipe, load_preset
-from autoquant.export.manifest import build_manifest, write_manifest
+from autoquant.core.settings import Recipe, from_mapping, load_preset
+from autoquant.export.manifest import (
+    buckets_sha256,
+    build_manifest,
+    manifest_allocation,
+    manifest_space,
+    read_manifest,
+    write_manifest,
+)
 from autoquant.pack.checkpoint import write_packed
 from autoquant.pack.modules import load_packed
 from autoquant.refine import REFINERS
@@ -30,7 +34,7 @@ from autoquant.tasks.data import TaskData
 from autoquant.tasks.metrics import score
 from autoquant.training.batches import Encoded, encode
 from autoquant.training.evaluate import predict_logits
-from autoquant.workspace import Blueprint, Machine, Workspace
+from autoquant.workspace import Blueprint, Machine, Workspace, estimate_stages
 
 RELOAD_TOLERANCE = 1e-5
 PACKED = "model.safetensors"
@@ -93,8 +97,9 @@ def pack(workspace: Workspace, supernet: Supernet, allocation: BitAllocation, fo
 
 
 def _config_to_ship(workspace: Workspace) -> Any:
-    config = type(workspace.blueprint.source.config).from_dict(workspace.teacher.config.to_dict())
-    config.architectures = [type(workspace.teacher).__name__]
+    teacher: Any = workspace.teacher
+    config = type(teacher.config).from_dict(teacher.config.to_dict())
+    config.architectures = [type(teacher).__name__]
     config.quantization_config = {"quant_method": "autoquant", **workspace.blueprint.packed_settings()}
     return config
 
@@ -190,13 +195,128 @@ def resolve_inputs(model: str | Path | None, data: TaskData | None) -> tuple[str
     return str(model or default_backbone()), data or load_default()
 
 
+def apply(
+    manifest_path: str | Path,
+    model: str | Path | None = None,
+    data: TaskData | None = None,
+    *,
+    recovery: bool = True,
+    run_dir: str | Path = "runs/applied",
+    machine: Machine | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Quantise a model with the allocation of an `allocation.json` and re-run its recorded recovery (or none).
+
+    `data` must be the training text the allocation was made with, since token-frequency buckets come from it: CheckpointError
+    if its buckets differ.
+    """
+    machine, progress = machine or Machine(), progress or SilentProgress()
+    manifest = read_manifest(manifest_path)
+    model, data = resolve_inputs(model, data)
+    recipe = _recorded_recipe(manifest, recovery)
+    trim, space = manifest["trim_positions"], manifest_space(manifest)
+    blueprint = Blueprint.draw(str(model), data, recipe, manifest["max_length"], trim, space)
+    allocation = manifest_allocation(manifest)
+    _check_applies(manifest, blueprint, allocation)
+    budget = SizeBudget(manifest["budget"]["bytes"], manifest["budget"]["count"])
+    settings = {
+        "allocation": file_sha256(manifest_path),
+        "model": str(model),
+        "data": {"train": data.train.sha256(), "evaluation": data.evaluation.sha256()},
+        "recovery": recovery,
+        "machine": dataclasses.asdict(machine),
+    }
+    with RunDirectory.open(run_dir, settings, resume, expected_bytes=6 * blueprint.full_bytes()) as run:
+        workspace = Workspace(blueprint, run, progress, machine, manifest["seed"])
+        return _finish(workspace, budget, manifest["strategy"], {manifest["strategy"]: SearchResult(allocation)})
+
+
+def finetune_teacher(
+    model: str | Path | None = None,
+    data: TaskData | None = None,
+    *,
+    recipe: Recipe | None = None,
+    run_dir: str | Path = "runs/teacher",
+    seed: int = 0,
+    max_length: int = 128,
+    machine: Machine | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Fine-tune a bare encoder on the training file; returns the teacher's folder and {"validation", "steps", "best_step"}."""
+    recipe, machine, progress = recipe or load_preset("default"), machine or Machine(), progress or SilentProgress()
+    model, data = resolve_inputs(model, data)
+    blueprint = Blueprint.draw(str(model), data, recipe, max_length, trim_positions=False)
+    settings = {
+        "model": str(model),
+        "data": {"train": data.train.sha256()},
+        "teacher": dataclasses.asdict(recipe.teacher),
+        "seed": seed,
+        "max_length": max_length,
+        "machine": dataclasses.asdict(machine),
+    }
+    with RunDirectory.open(run_dir, settings, resume, expected_bytes=4 * blueprint.full_bytes()) as run:
+        workspace = Workspace(blueprint, run, progress, machine, seed)
+        result = workspace.teacher_result()
+        if not result["fine_tuned"]:
+            raise ModelError(f"{model} already has a trained head: give it to `autoquant search --model` as it is.")
+        run.write_json("metrics.json", result)
+        return run.teacher_dir, result
+
+
+def evaluate_folder(folder: str | Path, data: TaskData) -> dict[str, float]:
+    """The task's metrics of a packed folder on the evaluation rows, in the batches that the run's own evaluation uses."""
+    from autoquant.inference import load
+
+    predictor = load(folder)
+    outputs = predictor.model.config.num_labels
+    if outputs != max(1, len(data.label_names)):
+        raise DataError(f"{folder} has {outputs} outputs, the data has {max(1, len(data.label_names))}: give its own task.")
+    encoded = encode(predictor.tokenizer, data.evaluation, predictor.max_length)
+    return score(data.task.metrics, predict_logits(predictor.model, encoded), encoded.labels)
+
+
+def _recorded_recipe(manifest: Mapping[str, Any], recovery: bool) -> Recipe:
+    recorded = {
+        "quantizer": manifest["quantizer"],
+        "activation_bits": manifest["activation_bits"],
+        "distillation": manifest["recovery"]["distillation"],
+        "recovery": manifest["recovery"]["recovery"],
+    }
+    recipe: Recipe = from_mapping(Recipe, recorded, "allocation.json")
+    if recovery:
+        return recipe
+    return dataclasses.replace(recipe, recovery=dataclasses.replace(recipe.recovery, steps=0, mrem_steps=0))
+
+
+def _check_applies(manifest: Mapping[str, Any], blueprint: Blueprint, allocation: BitAllocation) -> None:
+    allocation.check_fits(blueprint.byte_model.partitions)
+    recorded = {matrix["name"]: matrix for matrix in manifest["matrices"]}
+    for partition in blueprint.byte_model.partitions:
+        matrix = recorded[partition.matrix.name]
+        shape = [partition.matrix.rows, partition.matrix.columns]
+        if matrix["shape"] != shape:
+            here, there = f"{partition.matrix.name} is {shape} here", f"{matrix['shape']} in the allocation"
+            raise CheckpointError(f"{here} and {there}: give the model it was made for.")
+        if matrix["buckets_sha256"] != buckets_sha256(partition):
+            raise CheckpointError(
+                "The training text gives other token-frequency buckets than the allocation's: give the data it was made with."
+            )
+
+
 def _run(workspace: Workspace, budget: SizeBudget, strategy: str, controls: Sequence[str]) -> RunResult:
-    run, blueprint = workspace.run, workspace.blueprint
-    workspace.announce(strategy, controls)
-    run.add_hashes(teacher=workspace.teacher_hash)
+    workspace.progress.plan(estimate_stages(workspace.blueprint, strategy, controls))
     results = {strategy: workspace.search(strategy, budget)}
     for control in controls:
         results[control] = workspace.search(control, budget, stage=f"search-{control}")
+    return _finish(workspace, budget, strategy, results)
+
+
+def _finish(workspace: Workspace, budget: SizeBudget, strategy: str, results: Mapping[str, SearchResult]) -> RunResult:
+    """Recover, pack and measure every method; write manifest and metrics. The evaluation data is read here, once."""
+    run, blueprint = workspace.run, workspace.blueprint
+    run.add_hashes(teacher=workspace.teacher_hash)
     encoded: list[Encoded] = []
 
     def evaluation() -> Encoded:
@@ -267,13 +387,13 @@ def _write_manifest(
     workspace: Workspace, budget: SizeBudget, strategy: str, result: SearchResult, metrics: Mapping[str, Any]
 ) -> None:
     blueprint, recipe = workspace.blueprint, workspace.blueprint.recipe
-    choice = choice_reasons(workspace, budget, result)
+    choice = blueprint.table(budget).to_choice(result.allocation)
     manifest = build_manifest(
         space=blueprint.space,
         partitions=blueprint.byte_model.partitions,
         allocation=result.allocation,
-        probability=choice["probability"],
-        sensitivity=choice["sensitivity"],
+        probability=result.probability,
+        sensitivity=workspace.calibration.sensitivity[np.arange(len(choice)), choice],
         quantizer=recipe.quantizer,
         activation_bits=recipe.activation_bits,
         max_length=blueprint.max_length,
@@ -281,27 +401,25 @@ def _write_manifest(
         budget=budget,
         reached={"file": metrics["bytes"]["file"], "counted": metrics["bytes"]["counted"]},
         breakdown=metrics["bytes"]["breakdown"],
-        metrics={"name": metrics["metric"]["name"], "value": metrics["metric"]["value"]},
+        metrics=metrics["metric"],
         strategy=strategy,
         recovery={"recovery": dataclasses.asdict(recipe.recovery), "distillation": dataclasses.asdict(recipe.distillation)},
-        hashes={**workspace.hashes(), "teacher": workspace.teacher_hash, "file": file_sha256(workspace.run.model_dir / PACKED)},
+        hashes={
+            **workspace.data_hashes(),
+            "teacher": workspace.teacher_hash,
+            "file": file_sha256(workspace.run.model_dir / PACKED),
+        },
         versions=versions(),
         seed=workspace.seed,
     )
     write_manifest(workspace.run.model_dir / "allocation.json", manifest)
 
 
-def choice_reasons(workspace: Workspace, budget: SizeBudget, result: SearchResult) -> dict[str, np.ndarray | None]:
-    """Per sub-group [N]: the probability of its width and the sensitivity at it."""
-    choice = workspace.blueprint.table(budget).to_choice(result.allocation)
-    sensitivity = workspace.calibration.sensitivity[np.arange(len(choice)), choice]
-    return {"probability": result.probability, "sensitivity": sensitivity}
-
-
 def _show(workspace: Workspace, metrics: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]) -> None:
     name, size, seconds = metrics["metric"]["name"], metrics["bytes"], metrics["seconds"]
     whole = workspace.blueprint.full_bytes()
-    rows = [["full precision", f"{whole:,}", "1.0x", f"{metrics['metric']['full_precision']:.4f}", f"{seconds.get('teacher', 0):.0f}"]]
+    full = f"{metrics['metric']['full_precision']:.4f}"
+    rows = [["full precision", f"{whole:,}", "1.0x", full, f"{seconds.get('teacher', 0):.0f}"]]
     for method, values in sorted(measured.items(), key=lambda item: item[0] == metrics["strategy"]):
         stage = "search" if method == metrics["strategy"] else f"search-{method}"
         spent = sum(seconds.get(key, 0.0) for key in (stage, f"recover-{method}", f"pack-{method}"))

@@ -27,7 +27,6 @@ from autoquant.core.progress import Progress
 from autoquant.core.run import RunDirectory, file_sha256
 from autoquant.core.settings import Recipe
 from autoquant.core.space import SearchSpace, load_space
-from autoquant.core.subgroup import Partition
 from autoquant.pack.checkpoint import metadata_text
 from autoquant.quantizers import QUANTIZERS, Quantizer
 from autoquant.strategies import STRATEGIES, Problem, SearchResult
@@ -65,11 +64,19 @@ class Blueprint:
     train: Encoded
 
     @classmethod
-    def draw(cls, model: str, data: TaskData, recipe: Recipe, max_length: int, trim_positions: bool) -> Blueprint:
+    def draw(
+        cls,
+        model: str,
+        data: TaskData,
+        recipe: Recipe,
+        max_length: int,
+        trim_positions: bool,
+        space: SearchSpace | None = None,
+    ) -> Blueprint:
         """Open model and space and tokenise the training file. Raises before any training if something does not fit."""
         if recipe.quantizer not in QUANTIZERS:
             raise SpaceError(f"Unknown quantizer '{recipe.quantizer}'; known are {', '.join(QUANTIZERS)}.")
-        space = load_space(recipe.space)
+        space = space or load_space(recipe.space)
         source = open_model(model, data.label_names or None, max_length, trim_positions)
         return cls(source, data, recipe, space, max_length, trim_positions, encode(source.tokenizer, data.train, max_length))
 
@@ -127,6 +134,21 @@ class Calibration:
     sensitivity: np.ndarray
 
 
+def estimate_stages(blueprint: Blueprint, strategy: str, controls: Sequence[str]) -> list[tuple[str, float]]:
+    """Stages of a run as the progress display names them, with seconds on two cores; 1.1e11 operations a second were measured."""
+    recipe, rows = blueprint.recipe, len(blueprint.train)
+    tokens = sum(len(ids) for ids in blueprint.train.ids) / rows * 1.15  # padding
+    encoder = sum(p.matrix.parameters for p in blueprint.byte_model.partitions if p.matrix.layer is not None)
+    forward = 2 * encoder * tokens / 1.1e11  # seconds a text
+    step = 32 * 3 * forward + 0.06
+    parts = recipe.search.held_out
+    teacher = recipe.teacher.epochs * rows * (1 - parts) * 3.6 * forward
+    stages = [("Teacher", teacher), ("Sensitivity", 25.0), ("Teacher outputs", rows * (1 - parts) * forward)]
+    stages += [("Teacher outputs", rows * parts * forward), ("Search", 2.1 * step * recipe.search.steps)]
+    stages += [("Teacher outputs", rows * forward)]
+    return stages + [(f"Recover {method}", step * recipe.recovery.steps) for method in (strategy, *controls)]
+
+
 class Workspace:
     """A blueprint made real in a run directory: teacher, calibration, and the steps every method takes."""
 
@@ -148,36 +170,25 @@ class Workspace:
         finally:
             self.run.add_seconds(stage, time.monotonic() - start)
 
-    def announce(self, strategy: str, controls: Sequence[str]) -> None:
-        """Plan the stages for the progress display, in seconds for two cores; only their proportions have to be right."""
-        settings, rows = self.blueprint.recipe, len(self.train_all)
-        tokens = float(np.mean([len(ids) for ids in self.train_all.ids]))
-        step = max(0.02, 32 * tokens * sum(p.matrix.parameters for p in self.byte_partitions()) * 6 / 1.1e11)
-        epoch = len(self.train) / settings.teacher.batch_size * step
-        outputs, recovery = ("Teacher outputs", rows / 32 * step / 3), settings.recovery.steps * step
-        stages = [("Teacher", settings.teacher.epochs * epoch), ("Sensitivity", 16 * 2.0), outputs, outputs]
-        stages.append(("Search", 1.8 * settings.search.steps * step))
-        stages += [outputs, *((f"Recover {method}", recovery) for method in (strategy, *controls))]
-        self.progress.plan(stages)
-
-    def byte_partitions(self) -> list[Partition]:
-        """The encoder's matrices, which is where the time goes."""
-        return [p for p in self.blueprint.byte_model.partitions if p.matrix.layer is not None]
-
     # Shared by all methods ----------------------------------------------------------------------------------------
 
     @cached_property
     def teacher(self) -> nn.Module:
         """The full-precision model: as given if it has a trained head, else fine-tuned here; kept in `teacher/`."""
-        folder = self.run.teacher_dir
-        if self.run.finished("teacher") is None:
-            with self.timed("teacher"):
-                self._make_teacher(folder)
-        source = dataclasses.replace(self.blueprint.source, path=str(folder))
+        self.teacher_result()
+        source = dataclasses.replace(self.blueprint.source, path=str(self.run.teacher_dir))
         model, _ = source.load(self.seed)
         return model.to(self.context.device).eval()
 
+    def teacher_result(self) -> dict[str, Any]:
+        """How the teacher came about (`fine_tuned`, and if so its validation metric and steps); makes it if need be."""
+        if self.run.finished("teacher") is None:
+            with self.timed("teacher"):
+                self._make_teacher(self.run.teacher_dir)
+        return self.run.finished("teacher") or {}
+
     def _make_teacher(self, folder: Path) -> None:
+        model: Any
         model, has_head = self.blueprint.source.load(self.seed)
         result: dict[str, Any] = {"fine_tuned": not has_head}
         if not has_head:
@@ -271,16 +282,10 @@ class Workspace:
         assert saved is not None
         return _result_from(saved)
 
-    def hashes(self) -> dict[str, str]:
-        """sha256 of the data and of the settings that decide the result."""
+    def data_hashes(self) -> dict[str, str]:
+        """sha256 of training and evaluation data."""
         data = self.blueprint.data
         return {"train": data.train.sha256(), "evaluation": data.evaluation.sha256()}
-
-
-def encode_evaluation(workspace: Workspace) -> Encoded:
-    """Tokenise the evaluation file; called once, at the very end."""
-    blueprint = workspace.blueprint
-    return encode(blueprint.source.tokenizer, blueprint.data.evaluation, blueprint.max_length)
 
 
 def _result_state(result: SearchResult) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from autoquant.core.subgroup import even_sizes
 from autoquant.supernet.build import Supernet
 from autoquant.training.batches import BatchOrder, Encoded
 from autoquant.training.distillation import TeacherOutputs, hidden_loss
-from autoquant.training.loop import Context, run_steps
+from autoquant.training.loop import Context, Stateful, run_steps
 
 
 def module_boundaries(layers: int, modules: int) -> list[tuple[int, int]]:
@@ -32,18 +33,25 @@ def module_boundaries(layers: int, modules: int) -> list[tuple[int, int]]:
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
+def encoder_layers(supernet: Supernet) -> Any:
+    """The transformer layers of a supernet's model, a ModuleList."""
+    model: Any = supernet.model
+    return model.base_model.encoder.layer
+
+
 class LayerRange:
     """Runs some consecutive encoder layers of a supernet by replacing a layer's input with a forward pre-hook."""
 
     def __init__(self, supernet: Supernet, first: int, last: int) -> None:
         self.supernet, self.first, self.last = supernet, first, last
-        self.layers = supernet.model.base_model.encoder.layer
+        self.layers = encoder_layers(supernet)
 
     def parameters(self) -> list[nn.Parameter]:
         """Weights and scales of the layers, and of the embeddings for the first range."""
         modules: list[nn.Module] = list(self.layers[self.first : self.last])
         if self.first == 0:
-            modules.append(self.supernet.model.base_model.embeddings)
+            base: Any = self.supernet.model.base_model
+            modules.append(base.embeddings)
         return [p for module in modules for p in module.parameters()]
 
     def output(self, batch: dict[str, Tensor], teacher_input: Tensor, teacher_share: float) -> Tensor:
@@ -108,7 +116,8 @@ class SequentialMrem:
         context: Context,
         stage: str,
     ) -> None:
-        modules = [LayerRange(supernet, *ends) for ends in module_boundaries(_layer_count(supernet), settings.mrem_modules)]
+        ranges = module_boundaries(len(encoder_layers(supernet)), settings.mrem_modules)
+        modules = [LayerRange(supernet, first, last) for first, last in ranges]
         steps, rate = settings.mrem_steps, settings.mrem_learning_rate
         order = BatchOrder(data, settings.batch_size, context.seed)
         optimizers = [torch.optim.AdamW(m.parameters(), lr=rate, weight_decay=0.0, fused=True) for m in modules]
@@ -128,9 +137,6 @@ class SequentialMrem:
             return {"loss": loss.item(), "module": turn}
 
         supernet.eval()
-        state = {"model": supernet.model} | {f"optimizer{i}": o for i, o in enumerate(optimizers)}
+        state: dict[str, Stateful] = {"model": supernet.model}
+        state |= {f"optimizer{i}": optimizer for i, optimizer in enumerate(optimizers)}
         run_steps(context, stage, "Reconstruct", len(modules) * steps, step, state)
-
-
-def _layer_count(supernet: Supernet) -> int:
-    return len(supernet.model.base_model.encoder.layer)

@@ -12,7 +12,7 @@ from autoquant.core.settings import DistillationSettings, RecoverySettings
 from autoquant.supernet.build import Supernet
 from autoquant.training.batches import BatchOrder, Encoded
 from autoquant.training.distillation import TeacherOutputs, distillation_loss
-from autoquant.training.loop import Context, run_steps
+from autoquant.training.loop import Context, Stateful, run_steps
 
 
 @dataclass(frozen=True)
@@ -52,5 +52,5 @@ class Retrain:
             return {"loss": loss.item()}
 
         supernet.eval()  # no dropout: the teacher's outputs are the target, not noise around them
-        state = {"model": supernet.model, "optimizer": optimizer}
+        state: dict[str, Stateful] = {"model": supernet.model, "optimizer": optimizer}
         run_steps(context, stage, f"Recover {stage.split('-')[-1]}", settings.steps, step, state)

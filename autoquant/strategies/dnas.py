@@ -15,7 +15,7 @@ from autoquant.supernet.build import Supernet
 from autoquant.supernet.controller import Controller
 from autoquant.training.batches import BatchOrder
 from autoquant.training.distillation import TeacherOutputs, distillation_loss
-from autoquant.training.loop import run_steps
+from autoquant.training.loop import Stateful, run_steps
 
 LOGIT_RANGE = 20.0  # nats below the best choice at which prior logits are cut off
 
@@ -128,5 +128,5 @@ def train_supernet(supernet: Supernet, problem: Problem) -> None:
         return values
 
     supernet.eval()
-    state = {"supernet": supernet, "weights": weights, "bits": bits, "controller": controller}
+    state: dict[str, Stateful] = {"supernet": supernet, "weights": weights, "bits": bits, "controller": controller}
     run_steps(context, problem.stage, "Search", settings.steps, step, state)

@@ -8,6 +8,7 @@ Labels are drawn from the teacher's own predictions, so the scores do not vanish
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def quantisation_errors(weight: Tensor, scales: Tensor, widths: tuple[int, ...],
 
 
 def sampled_loss(logits: Tensor) -> Tensor:
-    """Negative log-likelihood, summed over the batch, of labels drawn from the model's predictions (unit Gaussian if regression)."""
+    """Negative log-likelihood, summed over the batch, of labels drawn from its predictions (unit Gaussian: regression)."""
     if logits.shape[-1] == 1:
         return 0.5 * (logits - logits.detach() - torch.randn_like(logits)).square().sum()
     labels = torch.multinomial(functional.softmax(logits.detach(), dim=-1), 1)[:, 0]
@@ -89,7 +90,7 @@ class _Recorder:
         self.handles = []
         for partition in table.partitions:
             name = partition.matrix.name
-            module = model.get_submodule(name.removesuffix(".weight"))
+            module: Any = model.get_submodule(name.removesuffix(".weight"))
             row_scale = scales[name].to(device)
             if len(row_scale) != partition.matrix.rows:
                 row_scale = row_scale[torch.from_numpy(partition.group_of_row).to(device)]

@@ -67,7 +67,7 @@ class Supernet(nn.Module):
 
     def _replace(self, name: str, partition: Any, scales: Mapping[str, Tensor], backbone: Backbone, per_row: bool) -> None:
         path = name.removesuffix(".weight")
-        source = self.model.get_submodule(path)
+        source: Any = self.model.get_submodule(path)
         mixed = MixedWeight(source.weight, scales[name].log(), partition, self.widths, self.quantizer, per_row)
         if isinstance(source, nn.Embedding):
             layer: nn.Module = MixedPrecisionEmbedding(source, mixed)
@@ -79,7 +79,7 @@ class Supernet(nn.Module):
     def mixed_weights(self) -> Iterator[tuple[str, MixedWeight]]:
         """Matrix name and its mixed weight, in the table's order."""
         for name in self._slices:
-            module = self.model.get_submodule(name.removesuffix(".weight"))
+            module: Any = self.model.get_submodule(name.removesuffix(".weight"))
             yield name, module.mixed
 
     # Parameters ---------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ class _Mix(torch.autograd.Function):
         return KERNELS.forward(weight, scale, limit, offset, share)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_weight, grad_scale, grad_share = KERNELS.backward(*ctx.saved_tensors, grad.contiguous())
         return grad_weight, grad_scale, None, None, grad_share
 

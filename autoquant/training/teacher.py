@@ -14,7 +14,7 @@ from autoquant.tasks.task import Task
 from autoquant.training.batches import BatchOrder, Encoded
 from autoquant.training.distillation import label_loss
 from autoquant.training.evaluate import predict_logits
-from autoquant.training.loop import Context, run_steps
+from autoquant.training.loop import Context, Stateful, run_steps
 
 
 class BestModel:
@@ -66,7 +66,7 @@ def finetune(
             best.offer(values["validation"], number + 1, model)
         return values
 
-    state = {"model": model, "optimizer": optimizer, "best": best}
+    state: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "best": best}
     done = run_steps(context, "teacher", "Teacher", steps, step, state, stop=lambda: best.since >= settings.patience)
     if best.state:
         model.load_state_dict(best.state)

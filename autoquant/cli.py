@@ -1,0 +1,319 @@
+"""What can a person ask for? plan, finetune, search, apply, evaluate: typed dataclasses, one a command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from autoquant.core.errors import AutoquantError, BudgetError, DataError
+from autoquant.core.settings import Recipe, available_presets, load_preset
+
+if TYPE_CHECKING:
+    from autoquant.core.progress import Progress
+    from autoquant.pipeline import Budget
+    from autoquant.tasks.data import TaskData
+    from autoquant.workspace import Machine
+
+Glue = Literal["sst2", "cola", "mrpc", "rte", "stsb", "qnli", "qqp", "mnli", "wnli"]
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Text and labels: a GLUE task, two files of yours, or nothing for the embedded movie reviews."""
+
+    task: Glue | None = None
+    """GLUE task, from --data-dir (or AUTOQUANT_GLUE), else through the hub."""
+    data_dir: Path | None = None
+    """Folder with GLUE tasks as TSV/CSV/JSON/Parquet files, e.g. glue/SST-2/{train,dev}.tsv."""
+    train_file: Path | None = None
+    """Training rows of your own task (TSV, CSV, JSON or Parquet)."""
+    eval_file: Path | None = None
+    """Evaluation rows; read once, at the end."""
+    text_column: tuple[str, ...] = ("text",)
+    """One text column, or two for pairs."""
+    label_column: str = "label"
+    train_rows: int | None = None
+    """Use only this many training rows: those with the smallest sha256 of the text."""
+
+    def load(self) -> TaskData:
+        """Read the data. Raises DataError in one line for anything malformed."""
+        import dataclasses
+
+        from autoquant.tasks.load import load_default, load_files, load_glue
+
+        if (self.train_file is None) != (self.eval_file is None):
+            raise DataError("Give both --train-file and --eval-file.")
+        if self.train_file and self.task:
+            raise DataError("Give either --task or --train-file, not both.")
+        if self.train_file and self.eval_file:
+            data = load_files(self.train_file, self.eval_file, self.text_column, self.label_column)
+        elif self.task:
+            data = load_glue(self.task, self.data_dir)
+        else:
+            data = load_default()
+        return data if self.train_rows is None else dataclasses.replace(data, train=data.train.subsample(self.train_rows))
+
+
+@dataclass(frozen=True)
+class BudgetOptions:
+    """How large the result may be: one of --budget-mib and --budget-ratio."""
+
+    budget_mib: float | None = None
+    """Budget in MiB (1,048,576 bytes) of the whole model.safetensors."""
+    budget_ratio: float | None = None
+    """Budget as full-precision size divided by this."""
+    count: Literal["file", "encoder"] = "file"
+    """What counts: the whole file, or only codes and scales of the encoder, as papers do."""
+
+    def resolve(self) -> Budget:
+        from autoquant.core.cost import SizeBudget
+
+        if (self.budget_mib is None) == (self.budget_ratio is None):
+            raise BudgetError("Give one of --budget-mib and --budget-ratio, e.g. --budget-mib 6.")
+        if self.budget_mib is not None:
+            return SizeBudget.mib(self.budget_mib, self.count)
+        ratio, count = float(self.budget_ratio or 0), self.count
+        return lambda file, encoder: SizeBudget.ratio(ratio, file if count == "file" else encoder, count)
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """Where it computes."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, mps ..."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 autocast helps on recent GPUs; on CPUs without matrix units it is slower."""
+    compile: bool = True
+    """Compile the mixing pass (needs a C++ compiler; falls back by itself)."""
+    checkpoint_seconds: float = 60.0
+    """How much work a kill may cost at most."""
+
+
+Flat = tyro.conf.arg(name="")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Show sizes without training: full precision, reachable range, byte table per matrix, a time estimate.
+
+    Example: autoquant plan --budget-mib 6
+    """
+
+    model: str | None = None
+    """Model directory or hub id; without it the embedded MiniLM."""
+    data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
+    budget: Annotated[BudgetOptions, Flat] = field(default_factory=BudgetOptions)
+    preset: str = "default"
+    space: str | None = None
+    """Search space instead of the preset's: a name or a TOML file."""
+    max_length: int = 128
+    trim_positions: bool = False
+
+    def run(self, progress: Progress) -> None:
+        import dataclasses
+
+        from autoquant.pipeline import resolve_inputs
+        from autoquant.plan import show_plan
+        from autoquant.workspace import Blueprint
+
+        model, data = resolve_inputs(self.model, self.data.load())
+        recipe = load_preset(self.preset)
+        recipe = dataclasses.replace(recipe, space=self.space) if self.space else recipe
+        blueprint = Blueprint.draw(model, data, recipe, self.max_length, self.trim_positions)
+        asked = self.budget.budget_mib is not None or self.budget.budget_ratio is not None
+        show_plan(blueprint, self.budget.resolve() if asked else None, self.budget.count, progress)
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Fine-tune a bare encoder into a full-precision teacher, to its validation plateau.
+
+    Example: autoquant finetune --task sst2 --data-dir glue --output teachers/sst2
+    """
+
+    output: Path
+    """Run directory; the model is in its teacher/ folder, ready for `search --model`."""
+    model: str | None = None
+    data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
+    machine: Annotated[MachineOptions, Flat] = field(default_factory=MachineOptions)
+    recipe: Recipe = field(default_factory=Recipe)
+    seed: int = 0
+    max_length: int = 128
+    resume: bool = False
+
+    def run(self, progress: Progress) -> None:
+        from autoquant.pipeline import finetune_teacher
+
+        folder, result = finetune_teacher(
+            self.model,
+            self.data.load(),
+            recipe=self.recipe,
+            run_dir=self.output,
+            seed=self.seed,
+            max_length=self.max_length,
+            machine=_machine(self.machine),
+            resume=self.resume,
+            progress=progress,
+        )
+        progress.say(f"Teacher in {folder}: validation {result['validation']:.4f} at step {result['best_step']}")
+
+
+@dataclass(frozen=True)
+class Search:
+    """Find the bits, recover, pack and measure a model under a size budget; uniform bits get the same for comparison.
+
+    Examples:
+      autoquant search --budget-mib 6
+      autoquant search --model bert-base-uncased --task sst2 --budget-ratio 15 --run-dir runs/sst2
+      autoquant search --train-file a.csv --eval-file b.csv --text-column review --label-column stars --budget-mib 6
+    """
+
+    model: str | None = None
+    """Fine-tuned classifier or bare encoder: a directory or hub id; without it the embedded MiniLM."""
+    data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
+    budget: Annotated[BudgetOptions, Flat] = field(default_factory=BudgetOptions)
+    machine: Annotated[MachineOptions, Flat] = field(default_factory=MachineOptions)
+    preset: str = "default"
+    """Recipe: a name in autoquant/presets or a TOML file; single settings below override it."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    run_dir: Path = Path("runs/default")
+    controls: tuple[str, ...] = ("uniform",)
+    """Allocations to compare with, recovered the same way: uniform, random, reversed, fisher."""
+    seed: int = 0
+    max_length: int = 128
+    """Longer texts are cut at this many tokens."""
+    trim_positions: bool = False
+    """Drop position embeddings past --max-length."""
+    resume: bool = False
+    """Go on with an interrupted run."""
+
+    def run(self, progress: Progress) -> None:
+        from autoquant.pipeline import search
+
+        search(
+            self.model,
+            self.data.load(),
+            budget=self.budget.resolve(),
+            recipe=self.recipe,
+            run_dir=self.run_dir,
+            controls=self.controls,
+            seed=self.seed,
+            max_length=self.max_length,
+            trim_positions=self.trim_positions,
+            machine=_machine(self.machine),
+            resume=self.resume,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Quantise a model with the allocation of an allocation.json, with its recorded recovery.
+
+    Example: autoquant apply runs/demo/model/allocation.json --model runs/demo/teacher --run-dir runs/again
+    """
+
+    allocation: Annotated[Path, tyro.conf.Positional]
+    model: str | None = None
+    data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
+    machine: Annotated[MachineOptions, Flat] = field(default_factory=MachineOptions)
+    recovery: bool = True
+    """--no-recovery only quantises."""
+    run_dir: Path = Path("runs/applied")
+    resume: bool = False
+
+    def run(self, progress: Progress) -> None:
+        from autoquant.pipeline import apply
+
+        apply(
+            self.allocation,
+            self.model,
+            self.data.load(),
+            recovery=self.recovery,
+            run_dir=self.run_dir,
+            machine=_machine(self.machine),
+            resume=self.resume,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a packed folder on the evaluation rows of a task, as JSON.
+
+    Example: autoquant evaluate runs/demo/model
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
+
+    def run(self, progress: Progress) -> None:
+        from autoquant.pipeline import evaluate_folder
+
+        progress.say(json.dumps(evaluate_folder(self.folder, self.data.load()), sort_keys=True))
+
+
+Command = Plan | Finetune | Search | Apply | Evaluate
+
+
+def _machine(options: MachineOptions) -> Machine:
+    import dataclasses
+
+    from autoquant import workspace
+
+    return workspace.Machine(**dataclasses.asdict(options))
+
+
+def _preset_in(arguments: Sequence[str]) -> str:
+    """The value of --preset, needed before the other options so that its settings become their defaults."""
+    for index, argument in enumerate(arguments):
+        if argument == "--preset" and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith("--preset="):
+            return argument.partition("=")[2]
+    return "default"
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """Arguments -> a command; raises SystemExit for wrong usage and SpaceError for an unknown preset."""
+    recipe = load_preset(_preset_in(arguments))
+    commands = {
+        "plan": Annotated[Plan, tyro.conf.subcommand("plan")],
+        "finetune": Annotated[Finetune, tyro.conf.subcommand("finetune")],
+        "search": Annotated[Search, tyro.conf.subcommand("search", default=Search(recipe=recipe))],
+        "apply": Annotated[Apply, tyro.conf.subcommand("apply")],
+        "evaluate": Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
+    }
+    union = commands["plan"] | commands["finetune"] | commands["search"] | commands["apply"] | commands["evaluate"]
+    description = f"Mixed-precision search for BERT-family models under a size budget. Presets: {', '.join(available_presets())}."
+    command: Command = tyro.cli(union, args=list(arguments), prog="autoquant", description=description)
+    return command
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The `autoquant` command: exit code 0, 2 for input that cannot work (one line on stderr), 130 after Ctrl-C."""
+    try:
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        from autoquant.core.progress import TerminalProgress
+
+        command.run(TerminalProgress())
+    except AutoquantError as error:
+        print(f"autoquant: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT) from None
+    except KeyboardInterrupt:
+        print("autoquant: interrupted; the run goes on with --resume.", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""A packed model, ready to use: `autoquant.load(DIR).predict(texts)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from autoquant.core.errors import DataError
+from autoquant.pack.modules import load_packed
+
+Text = str | tuple[str, str]
+
+
+class Predictor:
+    """Model and tokenizer of a packed folder. `model` is a transformers classifier in eval mode."""
+
+    def __init__(self, folder: str | Path, device: str = "cpu") -> None:
+        from transformers import AutoTokenizer
+
+        from autoquant.backbones.load import quiet_transformers
+
+        quiet_transformers()
+        self.device = torch.device(device)
+        self.model = load_packed(folder).to(self.device)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        self.max_length = int(self.model.config.quantization_config["max_length"])
+        self.labels: dict[int, str] = {int(i): str(name) for i, name in self.model.config.id2label.items()}
+
+    @torch.no_grad()
+    def logits(self, texts: Sequence[Text], batch_size: int = 32) -> np.ndarray:
+        """Raw outputs, [texts, classes] float32 (one column for regression)."""
+        if isinstance(texts, str) or not len(texts):
+            raise DataError("predict takes a non-empty list of texts (or of pairs of texts).")
+        parts = []
+        for start in range(0, len(texts), batch_size):
+            chunk = list(texts[start : start + batch_size])
+            columns = [list(column) for column in zip(*chunk, strict=True)] if isinstance(chunk[0], tuple) else [chunk]
+            batch = self.tokenizer(*columns, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+            parts.append(self.model(**batch.to(self.device)).logits.float().cpu().numpy())
+        return np.concatenate(parts)
+
+    def predict(self, texts: Sequence[Text], batch_size: int = 32) -> list[str] | list[float]:
+        """The label of every text (pairs as tuples), or its value for a regression model."""
+        logits = self.logits(texts, batch_size)
+        if logits.shape[1] == 1:
+            return [float(value) for value in logits[:, 0]]
+        return [self.labels[int(index)] for index in logits.argmax(axis=1)]
+
+
+def load(folder: str | Path, device: str = "cpu") -> Predictor:
+    """Load a packed folder (`RUN/model`). Raises ModelError or CheckpointError in one line for anything else."""
+    return Predictor(folder, device)

@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from autoquant.core.allocate import FILL, allocate
+from autoquant.core.cost import ChoiceTable
+from autoquant.core.errors import BudgetError
+from autoquant.core.subgroup import Matrix, Partition
+
+WIDTHS = np.array([0, 1, 2, 3, 4, 8])
+
+
+def table(costs: list[list[int]] | np.ndarray, allowed: np.ndarray | None = None, fixed: int = 0) -> ChoiceTable:
+    costs = np.asarray(costs)
+    partition = Partition(Matrix("w", len(costs), 1, "query", 0), tuple(range(costs.shape[1])), (1,) * len(costs))
+    allowed = np.ones(costs.shape, dtype=bool) if allowed is None else allowed
+    return ChoiceTable((partition,), partition.widths, costs, allowed, np.ones(len(costs), dtype=np.int64), fixed)
+
+
+def instance(seed: int, count: int, concave: bool) -> tuple[np.ndarray, ChoiceTable]:
+    """Sub-groups of ragged sizes: values rise with the width, concave (as sensitivities do) or in any steps."""
+    draw = np.random.default_rng(seed)
+    rows = draw.integers(1, 130, count)
+    costs = rows[:, None] * ((draw.integers(16, 800, count)[:, None] * WIDTHS + 7) // 8 + 2 * (WIDTHS > 0))
+    weight = draw.lognormal(0, 1.5, count)[:, None]
+    steps = draw.random((count, len(WIDTHS)))
+    values = -weight * 4.0**-WIDTHS if concave else weight * np.cumsum(steps, axis=1)
+    return values, table(costs)
+
+
+def total(values: np.ndarray, choice: np.ndarray) -> float:
+    return float(values[np.arange(len(values)), choice].sum())
+
+
+def proven(values: np.ndarray, costs: np.ndarray, budget: int, least: float = 0.0) -> float:
+    """The best value of any choice of `least` to `budget` bytes, by branch and bound."""
+    count, widths = values.shape
+    one_each = np.kron(np.eye(count), np.ones(widths))
+    constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(costs.reshape(1, -1), least, budget)]
+    result = milp(-values.ravel(), integrality=np.ones(values.size), bounds=Bounds(0, 1), constraints=constraints)
+    assert result.success
+    return float(-result.fun)
+
+
+def test_hand_computed() -> None:
+    values = np.array([[0.0, 6.0, 7.0], [0.0, 5.0, 9.0], [0.0, 1.0, 2.0]])
+    costs = [[0, 2, 4], [0, 2, 4], [0, 2, 4]]
+    # 6 bytes: 6 + 9 beats every other three steps of 2 bytes
+    assert allocate(values, table(costs), 6).tolist() == [1, 2, 0]
+    assert allocate(values, table(costs, fixed=100), 106).tolist() == [1, 2, 0]
+    assert allocate(values, table(costs), 12).tolist() == [2, 2, 2]
+
+
+def test_greedy_alone_would_miss_it() -> None:
+    # best ratio first takes 10 for 6 bytes and can add nothing; two smaller ones give 14 for 10
+    values = np.array([[0.0, 10.0], [0.0, 7.0], [0.0, 7.0]])
+    assert allocate(values, table([[0, 6], [0, 5], [0, 5]]), 10).tolist() == [0, 1, 1]
+
+
+def test_forbidden_choices_are_never_made() -> None:
+    values = np.array([[9.0, 0.0, 5.0], [0.0, 1.0, 9.0]])
+    allowed = np.array([[False, True, True], [True, True, False]])
+    assert allocate(values, table([[0, 2, 4], [0, 2, 4]], allowed), 6).tolist() == [2, 1]
+    with pytest.raises(BudgetError, match="Budget 1 bytes is below the smallest allocation, 2 bytes"):
+        allocate(values, table([[0, 2, 4], [0, 2, 4]], allowed), 1)
+
+
+def test_falling_values_still_fill_the_budget() -> None:
+    values, costs = instance(0, 300, concave=True)
+    budget = int(0.4 * costs.largest())
+    choice = allocate(-values, costs, budget)
+    assert FILL * budget <= costs.total(choice) <= budget
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**31), count=st.integers(20, 60), share=st.floats(0.1, 0.9), concave=st.booleans())
+def test_within_a_thousandth_of_the_proven_optimum(seed: int, count: int, share: float, concave: bool) -> None:
+    values, costs = instance(seed, count, concave)
+    budget = int(costs.smallest() + share * (costs.largest() - costs.smallest()))
+    choice = allocate(values, costs, budget)
+    assert costs.total(choice) <= budget
+    best = proven(values, costs.bytes, budget)
+    span = total(values, np.full(count, len(WIDTHS) - 1)) - total(values, np.zeros(count, dtype=int))
+    assert total(values, choice) >= best - 1e-3 * span
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**31),
+    count=st.integers(100, 600),
+    share=st.floats(0.05, 0.95),
+    kind=st.sampled_from(["concave", "steps", "random", "zero"]),
+)
+def test_never_over_and_at_least_99_percent_used(seed: int, count: int, share: float, kind: str) -> None:
+    values, costs = instance(seed, count, concave=kind == "concave")
+    if kind == "random":
+        values = np.random.default_rng(seed).normal(size=values.shape)
+    if kind == "zero":
+        values = np.zeros_like(values)
+    # the finest step, one row at one more bit, must be small against 1 % of the budget for there to be the resolution
+    budget = int(costs.smallest() + share * (costs.largest() - costs.smallest()))
+    choice = allocate(values, costs, budget)
+    assert costs.total(choice) <= budget
+    assert costs.total(choice) >= min(FILL * budget, costs.largest())
+
+
+def test_same_values_same_choice() -> None:
+    values, costs = instance(4, 200, concave=False)
+    budget = costs.largest() // 3
+    first = allocate(values, costs, budget)
+    assert allocate(values.copy(), costs, budget).tolist() == first.tolist()
