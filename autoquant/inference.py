@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ class Predictor:
         self.device = torch.device(device)
         self.model = load_packed(folder).to(self.device)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        self.max_length = int(self.model.config.quantization_config["max_length"])
+        config = json.loads((Path(folder) / "config.json").read_text("utf-8"))
+        self.max_length = int(config["quantization_config"]["max_length"])
         self.labels: dict[int, str] = {int(i): str(name) for i, name in self.model.config.id2label.items()}
 
     @torch.no_grad()

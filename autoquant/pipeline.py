@@ -309,7 +309,7 @@ def _run(workspace: Workspace, budget: SizeBudget, strategy: str, controls: Sequ
     workspace.progress.plan(estimate_stages(workspace.blueprint, strategy, controls))
     results = {strategy: workspace.search(strategy, budget)}
     for control in controls:
-        results[control] = workspace.search(control, budget, stage=f"search-{control}")
+        results[control] = workspace.search(control, budget)
     return _finish(workspace, budget, strategy, results)
 
 
@@ -349,7 +349,7 @@ def _summary(
     full: Mapping[str, float],
 ) -> dict[str, Any]:
     task, blueprint, ours = workspace.blueprint.data.task, workspace.blueprint, measured[strategy]
-    fisher = workspace.search("fisher", budget, stage="search-fisher").allocation
+    fisher = workspace.search("fisher", budget).allocation
     allocation = results[strategy].allocation
     differs = {"fisher": allocation.share_different(fisher)}
     if "uniform" in results:
@@ -421,8 +421,7 @@ def _show(workspace: Workspace, metrics: Mapping[str, Any], measured: Mapping[st
     full = f"{metrics['metric']['full_precision']:.4f}"
     rows = [["full precision", f"{whole:,}", "1.0x", full, f"{seconds.get('teacher', 0):.0f}"]]
     for method, values in sorted(measured.items(), key=lambda item: item[0] == metrics["strategy"]):
-        stage = "search" if method == metrics["strategy"] else f"search-{method}"
-        spent = sum(seconds.get(key, 0.0) for key in (stage, f"recover-{method}", f"pack-{method}"))
+        spent = sum(seconds.get(f"{part}-{method}", 0.0) for part in ("search", "recover", "pack"))
         label = f"ours ({method})" if method == metrics["strategy"] else method
         ratio = f"{whole / values['file_bytes']:.1f}x"
         rows.append([label, f"{values['file_bytes']:,}", ratio, f"{values['metrics'][name]:.4f}", f"{spent:.0f}"])

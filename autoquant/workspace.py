@@ -141,11 +141,9 @@ def estimate_stages(blueprint: Blueprint, strategy: str, controls: Sequence[str]
     encoder = sum(p.matrix.parameters for p in blueprint.byte_model.partitions if p.matrix.layer is not None)
     forward = 2 * encoder * tokens / 1.1e11  # seconds a text
     step = 32 * 3 * forward + 0.06
-    parts = recipe.search.held_out
-    teacher = recipe.teacher.epochs * rows * (1 - parts) * 3.6 * forward
-    stages = [("Teacher", teacher), ("Sensitivity", 25.0), ("Teacher outputs", rows * (1 - parts) * forward)]
-    stages += [("Teacher outputs", rows * parts * forward), ("Search", 2.1 * step * recipe.search.steps)]
-    stages += [("Teacher outputs", rows * forward)]
+    teacher = recipe.teacher.epochs * rows * (1 - recipe.search.held_out) * 3.6 * forward
+    stages = [("Teacher", teacher), ("Sensitivity", 25.0), ("Teacher outputs", rows * forward)]
+    stages += [("Search", 2.0 * step * recipe.search.steps)]
     return stages + [(f"Recover {method}", step * recipe.recovery.steps) for method in (strategy, *controls)]
 
 
@@ -157,9 +155,9 @@ class Workspace:
         self.context = Context(run, progress, _device(machine), seed, machine.precision, machine.checkpoint_seconds)
         _configure(machine)
         data = blueprint.data
-        self.train_all = blueprint.train
         parts = data.train.split(blueprint.recipe.search.held_out)
         self.train, self.held_out = (encode(blueprint.source.tokenizer, part, blueprint.max_length) for part in parts)
+        self.train_all = self.train.joined(self.held_out)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -232,7 +230,7 @@ class Workspace:
 
     @cached_property
     def outputs(self) -> TeacherOutputs:
-        """The teacher's outputs on the whole training file, for recovery."""
+        """The teacher's outputs on the whole training file: what the search sees first, then what it holds out."""
         return TeacherOutputs(self.teacher, self.train_all, self.context)
 
     def make_supernet(self, budget: SizeBudget) -> Supernet:
@@ -250,30 +248,32 @@ class Workspace:
 
     # One method's steps -------------------------------------------------------------------------------------------
 
-    def problem(self, budget: SizeBudget, stage: str) -> Problem:
+    def problem(self, budget: SizeBudget, stage: str, tag: str = "") -> Problem:
+        """What a strategy may look at; see `search` for `tag`."""
         recipe = self.blueprint.recipe
         return Problem(
             self.blueprint.table(budget),
             budget,
             self.calibration.sensitivity,
             lambda: self.make_supernet(budget),
-            self.teacher,
-            self.train,
-            self.held_out,
+            self.outputs.part(0, len(self.train)),
+            self.outputs.part(len(self.train), len(self.train_all)),
             recipe.search,
             recipe.distillation,
             self.context,
             stage,
+            lambda: self.search("dnas", budget, tag),
         )
 
-    def search(self, strategy: str, budget: SizeBudget, stage: str = "search") -> SearchResult:
-        """Run a strategy, or read the allocation of its finished stage."""
+    def search(self, strategy: str, budget: SizeBudget, tag: str = "") -> SearchResult:
+        """Run a strategy, or read the result of its finished stage; `tag` tells budgets apart within one run directory."""
         if strategy not in STRATEGIES:
             raise SpaceError(f"Unknown strategy '{strategy}'; known are {', '.join(STRATEGIES)}.")
+        stage = f"search-{strategy}{tag}"
         name = f"{stage}-result"
         saved = self.run.load_state(name)
         if saved is None:
-            problem = self.problem(budget, stage)
+            problem = self.problem(budget, stage, tag)
             with self.timed(stage):
                 result = STRATEGIES[strategy].search(problem)
             self.run.save_state(name, _result_state(result))

@@ -15,10 +15,12 @@ from autoquant.core.errors import ModelError
 
 def quiet_transformers() -> None:
     """No load reports and bars of transformers between our own lines."""
+    from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    disable_progress_bars()
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ChoiceTable, SizeBudget
 from autoquant.core.settings import DistillationSettings, SearchSettings
 from autoquant.supernet.build import Supernet
-from autoquant.training.batches import Encoded
+from autoquant.training.distillation import TeacherOutputs
 from autoquant.training.loop import Context
 
 
@@ -22,21 +22,23 @@ class Problem:
     """Everything a strategy may look at. The evaluation data is not here.
 
     `sensitivity` [N, K]: expected loss increase of every choice of the table (`strategies.sensitivity`), smaller is better;
-    `make_supernet` builds a fresh supernet from the teacher's weights.
+    `make_supernet` builds a fresh supernet from the teacher's weights; `train` and `held_out` are the two parts of the training
+    file with the teacher's outputs.
     """
 
     table: ChoiceTable
     budget: SizeBudget
     sensitivity: np.ndarray
     make_supernet: Callable[[], Supernet]
-    teacher: nn.Module
-    train: Encoded
-    held_out: Encoded
+    train: TeacherOutputs
+    held_out: TeacherOutputs
     search: SearchSettings
     distillation: DistillationSettings
     context: Context
-    stage: str = "search"
+    stage: str
     """Names the search's checkpoint and log lines."""
+    learned: Callable[[], SearchResult]
+    """The differentiable search of the same budget, run now or read from its finished stage."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,10 +97,8 @@ def train_supernet(supernet: Supernet, problem: Problem) -> None:
         fused=True,
     )
     bits = torch.optim.Adam(supernet.architecture_parameters(), lr=settings.architecture_learning_rate, betas=(0.5, 0.999))
-    train_order = BatchOrder(problem.train, settings.batch_size, context.seed)
-    held_order = BatchOrder(problem.held_out, settings.batch_size, context.seed + 1)
-    train_teacher = TeacherOutputs(problem.teacher, problem.train, context)
-    held_teacher = TeacherOutputs(problem.teacher, problem.held_out, context)
+    train_order = BatchOrder(problem.train.data, settings.batch_size, context.seed)
+    held_order = BatchOrder(problem.held_out.data, settings.batch_size, context.seed + 1)
 
     def loss_on(data: TeacherOutputs, indices: np.ndarray) -> Tensor:
         batch = data.data.collate(indices, device)
@@ -110,14 +108,14 @@ def train_supernet(supernet: Supernet, problem: Problem) -> None:
     def step(number: int) -> dict[str, float]:
         temperature = controller.temperature(number)
         supernet.use_sample(temperature)
-        loss = loss_on(train_teacher, train_order.indices(number))
+        loss = loss_on(problem.train, train_order.indices(number))
         loss.backward()
         weights.step()
         weights.zero_grad()
         values = {"loss": loss.item(), "temperature": temperature}
         if controller.bits_open(number):
             supernet.use_mixture(temperature, hard=settings.sampling == "hard")
-            held_loss = loss_on(held_teacher, held_order.indices(number))
+            held_loss = loss_on(problem.held_out, held_order.indices(number))
             expected = supernet.expected_bytes()
             grads = torch.autograd.grad(held_loss + controller.size_term(expected), supernet.architecture_parameters())
             for parameter, grad in zip(supernet.architecture_parameters(), grads, strict=True):

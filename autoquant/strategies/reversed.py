@@ -8,7 +8,6 @@ import numpy as np
 
 from autoquant.core.allocate import allocate
 from autoquant.strategies.base import Problem, SearchResult
-from autoquant.strategies.dnas import Dnas
 
 
 def reverse(values: np.ndarray, allowed: np.ndarray, parameters: np.ndarray) -> np.ndarray:
@@ -29,10 +28,10 @@ def reverse(values: np.ndarray, allowed: np.ndarray, parameters: np.ndarray) -> 
 
 @dataclass(frozen=True)
 class Reversed:
-    """Runs the search (or reads its finished stage), reverses the preferences, and solves the same knapsack."""
+    """Takes the search's values, reverses the preferences, and solves the same knapsack."""
 
     def search(self, problem: Problem) -> SearchResult:
-        learned = Dnas().search(problem)
+        learned = problem.learned()
         assert learned.values is not None
         values = reverse(learned.values, problem.table.allowed, problem.table.parameters)
         choice = allocate(values, problem.table, problem.budget.bytes)

@@ -31,6 +31,12 @@ class Encoded:
         """The samples at `rows`, in that order."""
         return Encoded(tuple(self.ids[i] for i in rows), tuple(self.types[i] for i in rows), self.labels[rows], self.pad_id)
 
+    def joined(self, other: Encoded) -> Encoded:
+        """These samples followed by `other`'s."""
+        return Encoded(
+            self.ids + other.ids, self.types + other.types, np.concatenate([self.labels, other.labels]), self.pad_id
+        )
+
     def collate(self, indices: Sequence[int] | np.ndarray, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """`input_ids`, `token_type_ids`, `attention_mask` [batch, longest] and `labels` [batch]."""
         longest = max(len(self.ids[i]) for i in indices)

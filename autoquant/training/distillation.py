@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,15 @@ class TeacherOutputs:
         batch.pop("labels")
         out = self.teacher(**batch, output_hidden_states=True)
         return TeacherBatch(out.logits.float(), torch.stack(out.hidden_states).float())
+
+    def part(self, start: int, stop: int) -> TeacherOutputs:
+        """The same outputs for the samples from `start` to `stop`, which keep nothing twice."""
+        rows = np.arange(start, stop)
+        part = copy.copy(self)
+        part.data = self.data.select(rows)
+        if self._hidden is not None:
+            part._hidden, part._logits = self._hidden[start:stop], self._logits[start:stop]
+        return part
 
     def batch(self, indices: np.ndarray) -> TeacherBatch:
         """Outputs for the samples `indices`, padded to the longest with zeros."""
