@@ -1,0 +1,115 @@
+"""What every quantizer promises, whatever its scheme."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoquant.core.space import SUPPORTED_WIDTHS
+from autoquant.quantizers import QUANTIZERS, Quantizer
+
+WIDTHS = [bits for bits in SUPPORTED_WIDTHS if bits]
+every_quantizer = pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
+every_width = pytest.mark.parametrize("bits", WIDTHS)
+matrices = st.tuples(st.integers(1, 6), st.integers(1, 40), st.integers(0, 2**31), st.sampled_from([1e-4, 1.0, 1e3]))
+
+
+def draw(shape: tuple[int, int, int, float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight of some spread, far beyond the grid in places, and scales that float16 holds."""
+    rows, columns, seed, spread = shape
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator) * spread
+    scale = (spread * (0.01 + torch.rand(rows, generator=generator))).half().float()
+    return weight, scale
+
+
+@every_quantizer
+def test_table_key_is_the_name(quantizer: Quantizer) -> None:
+    assert QUANTIZERS[quantizer.name] is quantizer
+
+
+@every_quantizer
+@every_width
+@settings(deadline=None, max_examples=40)
+@given(shape=matrices)
+def test_codes_hold_exactly_what_is_simulated(quantizer: Quantizer, bits: int, shape: tuple[int, int, int, float]) -> None:
+    weight, scale = draw(shape)
+    codes = quantizer.encode(weight, scale, bits)
+    assert codes.dtype == torch.uint8
+    assert codes.shape == weight.shape
+    assert int(codes.max()) < 2**bits
+    values = quantizer.fake_quantize(weight, scale, bits)
+    assert torch.equal(quantizer.decode(codes, scale, bits), values)
+    # float16 scales are what the file stores
+    assert torch.equal(quantizer.decode(codes, scale.half().float(), bits), values)
+
+
+@every_quantizer
+@every_width
+@settings(deadline=None, max_examples=40)
+@given(shape=matrices)
+def test_quantising_twice_changes_nothing(quantizer: Quantizer, bits: int, shape: tuple[int, int, int, float]) -> None:
+    weight, scale = draw(shape)
+    once = quantizer.fake_quantize(weight, scale, bits)
+    assert torch.equal(quantizer.fake_quantize(once, scale, bits), once)
+
+
+@every_quantizer
+@every_width
+@settings(deadline=None, max_examples=40)
+@given(shape=matrices)
+def test_no_representable_value_is_nearer(quantizer: Quantizer, bits: int, shape: tuple[int, int, int, float]) -> None:
+    weight, scale = draw(shape)
+    grid = quantizer.grid(bits)
+    levels = torch.arange(-grid.limit, grid.limit + 1)
+    assert len(levels) <= 2**bits
+    assert (grid.limit - grid.offset) % 1 == 0
+    values = scale[:, None] * levels
+    nearest = (weight[..., None] - values[:, None, :]).abs().amin(dim=-1)
+    error = (quantizer.fake_quantize(weight, scale, bits) - weight).abs()
+    assert bool((error <= nearest + 1e-5 * scale[:, None]).all())
+
+
+@every_quantizer
+@every_width
+@settings(deadline=None, max_examples=40)
+@given(shape=matrices)
+def test_symmetric_int8_codes_are_what_int8_kernels_take(
+    quantizer: Quantizer, bits: int, shape: tuple[int, int, int, float]
+) -> None:
+    if not quantizer.symmetric_int8:
+        return
+    weight, scale = draw(shape)
+    step = scale if bits == 8 else scale / 2
+    integers = quantizer.fake_quantize(weight, scale, bits) / step[:, None]
+    assert torch.equal(integers, integers.round())
+    assert int(integers.abs().max()) <= 127
+
+
+@every_quantizer
+@every_width
+def test_levels_are_symmetric(quantizer: Quantizer, bits: int) -> None:
+    grid = quantizer.grid(bits)
+    codes = torch.arange(int(2 * grid.limit) + 1, dtype=torch.uint8)[None]
+    values = quantizer.decode(codes, torch.ones(1), bits)[0]
+    assert torch.equal(values, -values.flip(0))
+    assert torch.equal(values, torch.arange(-grid.limit, grid.limit + 1))
+
+
+@every_quantizer
+@every_width
+def test_weights_without_bound_saturate(quantizer: Quantizer, bits: int) -> None:
+    weight, limit = torch.tensor([[1e30, -1e30]]), quantizer.grid(bits).limit
+    assert quantizer.fake_quantize(weight, torch.ones(1), bits).tolist() == [[limit, -limit]]
+
+
+@every_quantizer
+def test_overhead_is_a_float16_scale_a_row(quantizer: Quantizer) -> None:
+    assert [quantizer.overhead_bytes(rows) for rows in (0, 1, 384)] == [0, 2, 768]
+
+
+@every_quantizer
+@pytest.mark.parametrize("bits", [0, 5, 9])
+def test_unknown_widths_are_refused(quantizer: Quantizer, bits: int) -> None:
+    with pytest.raises(ValueError, match=f"not {bits}"):
+        quantizer.grid(bits)
