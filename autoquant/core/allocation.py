@@ -45,6 +45,12 @@ class BitAllocation:
                     f"The allocation has {len(bits)} sub-groups for {partition.matrix.name}, the space cuts it into "
                     f"{partition.groups}: use the search space it was made with."
                 )
+            odd_bits = sorted(set(bits) - set(partition.widths))
+            if odd_bits:
+                raise CheckpointError(
+                    f"The allocation gives {partition.matrix.name} {odd_bits[0]} bits, the space allows "
+                    f"{', '.join(map(str, partition.widths))}: use the search space it was made with."
+                )
 
     def to_json(self) -> dict[str, list[int]]:
         return {name: list(bits) for name, bits in self.bits.items()}

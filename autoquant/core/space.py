@@ -91,6 +91,9 @@ def parse_space(data: Mapping[str, Any], name: str) -> SearchSpace:
     unknown = sorted(set(data) - known)
     if unknown:
         raise SpaceError(f"Space {name}: unknown key '{unknown[0]}'; known are {', '.join(sorted(known))}.")
+    flat = [key for key in ("default", *KINDS) if not isinstance(data.get(key, {}), Mapping)]
+    if flat:
+        raise SpaceError(f"Space {name}: {flat[0]} must be a table, say [{flat[0]}] with bits and groups.")
     rules = {}
     for kind in KINDS:
         table = {**data.get("default", {}), **data.get(kind, {})}
