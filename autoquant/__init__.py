@@ -2,7 +2,7 @@
 
     import autoquant
 
-    result = autoquant.search(model, data, budget=autoquant.SizeBudget.mib(6))
+    result = autoquant.search(model, train, evaluation, budget=autoquant.SizeBudget.mib(6))
     result.load().predict(["a charming film"])
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import AutoquantError
 
-__all__ = ["AutoquantError", "SizeBudget", "apply", "load", "load_data", "search"]
+__all__ = ["AutoquantError", "SizeBudget", "apply", "load", "search"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from autoquant.assets import default_backbone
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import MIB, SizeBudget
 from autoquant.core.errors import CheckpointError, DataError, ModelError
@@ -31,6 +32,7 @@ from autoquant.refine import REFINERS
 from autoquant.strategies import SearchResult
 from autoquant.supernet.build import Supernet
 from autoquant.tasks.data import TaskData
+from autoquant.tasks.load import Row, from_rows, load_default
 from autoquant.tasks.metrics import score
 from autoquant.training.batches import Encoded, encode
 from autoquant.training.evaluate import predict_logits
@@ -147,7 +149,8 @@ def run_method(
 
 def search(
     model: str | Path | None = None,
-    data: TaskData | None = None,
+    train: TaskData | Iterable[Row] | None = None,
+    evaluation: Iterable[Row] | None = None,
     *,
     budget: Budget,
     recipe: Recipe | None = None,
@@ -162,11 +165,12 @@ def search(
 ) -> RunResult:
     """Search, recover, pack and measure; the controls run with the same everything.
 
-    `model`: a directory or hub id (None = the embedded MiniLM); `data`: from `autoquant.tasks` (None = the embedded reviews).
+    `model`: a directory or hub id (None = the embedded MiniLM). `train`, `evaluation`: rows (text, label) or ((text, text),
+    label); or `train` alone, a task from `autoquant.tasks.load` that has both; or neither, for the embedded reviews.
     Raises an AutoquantError, before any training, for input that cannot work.
     """
     recipe, machine, progress = recipe or load_preset("default"), machine or Machine(), progress or SilentProgress()
-    model, data = resolve_inputs(model, data)
+    model, data = resolve_inputs(model, as_task(train, evaluation))
     blueprint = Blueprint.draw(str(model), data, recipe, max_length, trim_positions)
     size = resolve_budget(budget, blueprint)
     blueprint.table(size)
@@ -187,11 +191,19 @@ def search(
         return _run(Workspace(blueprint, run, progress, machine, seed), size, recipe.search.strategy, controls)
 
 
+def as_task(train: TaskData | Iterable[Row] | None, evaluation: Iterable[Row] | None) -> TaskData | None:
+    """A task from what a caller gave; None for the embedded reviews. Raises DataError if one of two parts is missing."""
+    if train is None or isinstance(train, TaskData):
+        if evaluation is not None:
+            raise DataError("evaluation rows need training rows beside them: give both, or a task with both parts.")
+        return train
+    if evaluation is None:
+        raise DataError("Training rows need evaluation rows beside them: give both.")
+    return from_rows(train, evaluation)
+
+
 def resolve_inputs(model: str | Path | None, data: TaskData | None) -> tuple[str, TaskData]:
     """Fill in the embedded backbone and data."""
-    from autoquant.assets import default_backbone
-    from autoquant.tasks.load import load_default
-
     return str(model or default_backbone()), data or load_default()
 
 
@@ -317,6 +329,7 @@ def _finish(workspace: Workspace, budget: SizeBudget, strategy: str, results: Ma
     """Recover, pack and measure every method; write manifest and metrics. The evaluation data is read here, once."""
     run, blueprint = workspace.run, workspace.blueprint
     run.add_hashes(teacher=workspace.teacher_hash)
+    _warn_of_overlap(workspace)
     encoded: list[Encoded] = []
 
     def evaluation() -> Encoded:
@@ -338,6 +351,15 @@ def _finish(workspace: Workspace, budget: SizeBudget, strategy: str, results: Ma
     run.write_json("metrics.json", metrics)
     _show(workspace, metrics, measured)
     return RunResult(run.path, run.model_dir, results[strategy].allocation, metrics)
+
+
+def _warn_of_overlap(workspace: Workspace) -> None:
+    """Say how many evaluation texts stand in the training file too: the metric then flatters every row."""
+    data = workspace.blueprint.data
+    shared = set(data.train.text_hashes()) & set(data.evaluation.text_hashes())
+    if shared:
+        total = len(data.evaluation)
+        workspace.progress.say(f"Note: {len(shared)} of {total} evaluation texts are in the training file too.")
 
 
 def _summary(

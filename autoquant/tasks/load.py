@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from autoquant.core.errors import DataError
 from autoquant.tasks.data import TaskData, TextData
 from autoquant.tasks.read import READERS, Table, read_table
 from autoquant.tasks.task import ACCURACY, CORRELATIONS, GLUE_HUB, MOVIES, TASKS, Task
+
+Row = tuple[str | tuple[str, str], str | int | float]  # (text, label) or ((text, text), label)
 
 SMALLEST_TRAIN = 20  # rows; below this there is nothing to learn or hold out
 HUB_SECONDS = 5.0  # how long to wait for a sign of life
@@ -48,7 +50,27 @@ def load_files(train_file: Path, eval_file: Path, text_columns: tuple[str, ...],
     """
     if len(text_columns) not in (1, 2):
         raise DataError(f"{len(text_columns)} text columns given: name one, or two for pairs of texts.")
-    train, evaluation = read_table(train_file), read_table(eval_file)
+    return _infer_task(read_table(train_file), read_table(eval_file), text_columns, label_column)
+
+
+def from_rows(train: Iterable[Row], evaluation: Iterable[Row]) -> TaskData:
+    """The same for rows in memory: (text, label) or ((text, text), label). Raises DataError."""
+    tables = [_row_table(list(rows), source) for rows, source in ((train, "train"), (evaluation, "evaluation"))]
+    return _infer_task(*tables, tuple(name for name in tables[0].columns if name != "label"), "label")
+
+
+def _row_table(rows: Sequence[Row], source: str) -> Table:
+    if not rows:
+        raise DataError(f"{source} is empty: give rows (text, label) or ((text, text), label).")
+    try:
+        texts = [(text,) if isinstance(text, str) else tuple(text) for text, _ in rows]
+        columns = dict(zip(("text", "text_pair"), zip(*texts, strict=True), strict=False))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{source} must be rows (text, label) or ((text, text), label).") from error
+    return Table(source, {**columns, "label": [label for _, label in rows]})
+
+
+def _infer_task(train: Table, evaluation: Table, text_columns: tuple[str, ...], label_column: str) -> TaskData:
     names = _class_names(train, label_column)
     if names is None:
         return _regression(Task("files", text_columns, label_column, None, "pearson", CORRELATIONS), train, evaluation)

@@ -1,0 +1,137 @@
+"""Does the search beat other allocations of the same true bytes? One cell per (ratio, method, seed), resumable.
+
+    python experiments/allocations.py --data-dir glue                 # SST-2, 5,000 training sentences, 15x and 25x, 3 seeds
+    python experiments/allocations.py --data-dir glue --seeds 0 --ratios 15 --methods uniform dnas
+
+All cells share teacher, data, clip search, recovery, packer and evaluation; only the allocation differs. Each writes
+`results/allocations/<cell>.json`; cells that are there are skipped. `python experiments/tables.py` makes the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from autoquant import pipeline
+from autoquant.assets import default_backbone
+from autoquant.core.cost import SizeBudget
+from autoquant.core.progress import TerminalProgress
+from autoquant.core.run import RunDirectory, atomic_write_text, versions
+from autoquant.core.settings import load_preset
+from autoquant.tasks.data import TaskData
+from autoquant.tasks.load import load_glue
+from autoquant.training.batches import Encoded, encode
+from autoquant.workspace import Blueprint, Machine, Workspace
+
+RESULTS = Path(__file__).parent / "results" / "allocations"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Cells to measure: every combination of ratios, methods and seeds."""
+
+    data_dir: Path
+    task: str = "sst2"
+    train_rows: int = 5000
+    ratios: tuple[float, ...] = (15, 25)
+    methods: tuple[str, ...] = ("dnas", "uniform", "fisher", "random", "reversed")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    preset: str = "default"
+    max_length: int = 64
+    runs: Path = Path("runs/allocations")
+    threads: int = 2
+
+
+def cell_name(options: Options, ratio: float, method: str, seed: int) -> str:
+    return f"{options.task}-{ratio:g}x-{method}-seed{seed}"
+
+
+def cell_file(name: str) -> Path:
+    return RESULTS / f"{name}.json"
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    data = load_glue(options.task, options.data_dir)
+    data = dataclasses.replace(data, train=data.train.subsample(options.train_rows))
+    teacher = train_teacher(options, data)
+    for seed in options.seeds:
+        cells = [(ratio, method) for ratio in options.ratios for method in options.methods]
+        todo = [cell for cell in cells if not cell_file(cell_name(options, *cell, seed)).exists()]
+        if todo:
+            with workspace(options, data, teacher, seed) as shared:
+                measure(options, shared, todo, seed)
+
+
+def train_teacher(options: Options, data: TaskData) -> Path:
+    """One teacher for all cells, trained to its plateau on the default seed."""
+    folder, _ = pipeline.finetune_teacher(
+        default_backbone(),
+        data,
+        recipe=load_preset(options.preset),
+        run_dir=options.runs / f"{options.task}-teacher",
+        max_length=options.max_length,
+        machine=Machine(threads=options.threads),
+        resume=True,
+        progress=TerminalProgress(),
+    )
+    return folder
+
+
+@contextmanager
+def workspace(options: Options, data: TaskData, teacher: Path, seed: int) -> Iterator[Workspace]:
+    """The shared start of all cells of one seed."""
+    recipe = load_preset(options.preset)
+    blueprint = Blueprint.draw(str(teacher), data, recipe, options.max_length, trim_positions=False)
+    settings = {"recipe": dataclasses.asdict(recipe), "data": data.train.sha256(), "seed": seed}
+    with RunDirectory.open(options.runs / f"{options.task}-seed{seed}", settings, resume=True) as run:
+        yield Workspace(blueprint, run, TerminalProgress(), Machine(threads=options.threads), seed)
+
+
+def measure(options: Options, shared: Workspace, todo: list[tuple[float, str]], seed: int) -> None:
+    """Measure the cells of one seed, one file each."""
+    blueprint = shared.blueprint
+    data: Encoded = encode(blueprint.source.tokenizer, blueprint.data.evaluation, blueprint.max_length)
+    full, _ = pipeline.evaluate(shared, shared.teacher, data)
+    for ratio, method in todo:
+        budget = SizeBudget.ratio(ratio, blueprint.full_bytes())
+        tag = f"-{ratio:g}x"
+        result = shared.search(method, budget, tag)
+        name = cell_name(options, ratio, method, seed)
+        shared.progress.say(f"Cell {name}")
+        folder = shared.run.path / "cells" / name
+        measured = pipeline.run_method(shared, result, budget, f"{method}{tag}", folder, lambda: data)
+        fisher = shared.search("fisher", budget, tag).allocation
+        seconds = shared.run.seconds()
+        cell: dict[str, Any] = {
+            "task": options.task,
+            "method": method,
+            "ratio": ratio,
+            "seed": seed,
+            "budget_bytes": budget.bytes,
+            "file_bytes": measured["file_bytes"],
+            "full_precision_bytes": blueprint.full_bytes(),
+            "metric": blueprint.data.task.metric,
+            "metrics": measured["metrics"],
+            "full_precision": full,
+            "reload_difference": measured["reload_difference"],
+            "share_different_from_fisher": result.allocation.share_different(fisher),
+            "seconds": {"search": seconds.get(f"search-{method}{tag}", 0.0), "recover": seconds[f"recover-{method}{tag}"]},
+            "recipe": dataclasses.asdict(blueprint.recipe),
+            "teacher_sha256": shared.teacher_hash,
+            "data_sha256": shared.data_hashes(),
+            "allocation": result.allocation.to_json(),
+            "versions": versions(),
+        }
+        atomic_write_text(cell_file(name), json.dumps(cell, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
