@@ -56,7 +56,8 @@ def load_files(train_file: Path, eval_file: Path, text_columns: tuple[str, ...],
 def from_rows(train: Iterable[Row], evaluation: Iterable[Row]) -> TaskData:
     """The same for rows in memory: (text, label) or ((text, text), label). Raises DataError."""
     tables = [_row_table(list(rows), source) for rows, source in ((train, "train"), (evaluation, "evaluation"))]
-    return _infer_task(*tables, tuple(name for name in tables[0].columns if name != "label"), "label")
+    names = tuple(name for name in tables[0].columns if name != "label")
+    return _infer_task(tables[0], tables[1], names, "label")
 
 
 def _row_table(rows: Sequence[Row], source: str) -> Table:
