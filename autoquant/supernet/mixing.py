@@ -65,9 +65,9 @@ class Kernels:
 
     def _run(self, which: int, arguments: tuple[Tensor, ...]) -> Any:
         if self.compile and len(arguments[0]) >= FEWEST_COMPILED_ROWS:
-            if self._compiled is None:
-                self._compiled = (torch.compile(mix_forward, dynamic=True), torch.compile(mix_backward, dynamic=True))
             try:
+                if self._compiled is None:
+                    self._compiled = (torch.compile(mix_forward, dynamic=True), torch.compile(mix_backward, dynamic=True))
                 return self._compiled[which](*arguments)
             except Exception as error:  # any failure of the compiler's: the eager pass gives the same numbers
                 self.compile = False
