@@ -1,0 +1,87 @@
+"""A tiny classifier with a calibrated supernet around it; everything runs uncompiled, but for the test of the compiler."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import BertForSequenceClassification
+
+from autoquant.core.allocation import BitAllocation
+from autoquant.core.cost import ChoiceTable, choice_table
+from autoquant.core.settings import Recipe
+from autoquant.core.space import load_space
+from autoquant.supernet.build import Supernet
+from autoquant.supernet.calibration import initial_scales, input_moments
+from autoquant.supernet.mixing import KERNELS
+from autoquant.tasks.load import load_glue
+from autoquant.training.batches import Encoded
+from autoquant.workspace import Blueprint
+
+
+@pytest.fixture(autouse=True)
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KERNELS, "compile", False)
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """A model, the table of its choices and their scales."""
+
+    model: BertForSequenceClassification
+    blueprint: Blueprint
+    table: ChoiceTable
+    scales: dict[str, Tensor]
+
+    @property
+    def data(self) -> Encoded:
+        return self.blueprint.train
+
+    def supernet(self) -> Supernet:
+        per_row, bits = self.blueprint.space.scale == "row", self.blueprint.recipe.activation_bits
+        backbone, quantizer = self.blueprint.source.backbone, self.blueprint.quantizer
+        return Supernet(self.model, backbone, self.table, quantizer, self.scales, bits, per_row)
+
+    def allocation(self, seed: int = 0) -> BitAllocation:
+        draw = np.random.default_rng(seed)
+        parts = self.table.partitions
+        return BitAllocation({p.matrix.name: tuple(int(b) for b in draw.choice(p.widths, p.groups)) for p in parts})
+
+    def batch(self, count: int = 6) -> dict[str, Tensor]:
+        batch = self.data.collate(np.arange(count))
+        batch.pop("labels")
+        return batch
+
+
+@pytest.fixture(scope="session")
+def make_bench(
+    tiny_classifier: BertForSequenceClassification, tiny_classifier_dir: Path, tiny_data: Path
+) -> Iterator[Callable[..., Bench]]:
+    """`make_bench(scale, activation_bits)`."""
+    data = load_glue("sst2", tiny_data)
+
+    @lru_cache
+    def make(scale: str = "row", activation_bits: Any = 32) -> Bench:
+        space = dataclasses.replace(load_space("default"), scale=scale)
+        recipe = Recipe(activation_bits=activation_bits)
+        blueprint = Blueprint.draw(str(tiny_classifier_dir), data, recipe, 32, trim_positions=False, space=space)
+        table = choice_table(blueprint.byte_model)
+        few = blueprint.train.select(np.arange(48))
+        moments = input_moments(tiny_classifier, list(table.slices()), few)
+        scales = initial_scales(tiny_classifier, table, blueprint.quantizer, moments, scale == "row")
+        return Bench(tiny_classifier, blueprint, table, scales)
+
+    with torch.random.fork_rng():
+        yield make
+
+
+@pytest.fixture
+def bench(make_bench: Callable[..., Bench]) -> Bench:
+    """Scales per row, activations as they are."""
+    return make_bench()
