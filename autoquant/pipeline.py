@@ -14,7 +14,7 @@ from torch import nn
 from autoquant.assets import default_backbone
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import MIB, SizeBudget
-from autoquant.core.errors import CheckpointError, DataError, ModelError
+from autoquant.core.errors import CheckpointError, DataError, ModelError, RunError
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.run import RunDirectory, file_sha256, versions
 from autoquant.core.settings import Recipe, from_mapping, load_preset
@@ -36,7 +36,7 @@ from autoquant.tasks.load import Row, from_rows, load_default
 from autoquant.tasks.metrics import score
 from autoquant.training.batches import Encoded, encode
 from autoquant.training.evaluate import predict_logits
-from autoquant.workspace import Blueprint, Machine, Workspace, estimate_stages
+from autoquant.workspace import Blueprint, Machine, Workspace, check_strategies, estimate_stages
 
 RELOAD_TOLERANCE = 1e-5
 PACKED = "model.safetensors"
@@ -170,6 +170,8 @@ def search(
     Raises an AutoquantError, before any training, for input that cannot work.
     """
     recipe, machine, progress = recipe or load_preset("default"), machine or Machine(), progress or SilentProgress()
+    check_strategies([recipe.search.strategy, *controls])
+    _check_run(machine, seed)
     model, data = resolve_inputs(model, as_task(train, evaluation))
     blueprint = Blueprint.draw(str(model), data, recipe, max_length, trim_positions)
     size = resolve_budget(budget, blueprint)
@@ -184,7 +186,7 @@ def search(
         "seed": seed,
         "max_length": max_length,
         "trim_positions": trim_positions,
-        "machine": dataclasses.asdict(machine),
+        "machine": machine.identity(),
     }
     expected = 6 * blueprint.full_bytes()
     with RunDirectory.open(run_dir, settings, resume, expected_bytes=expected) as run:
@@ -200,6 +202,12 @@ def as_task(train: TaskData | Iterable[Row] | None, evaluation: Iterable[Row] | 
     if evaluation is None:
         raise DataError("Training rows need evaluation rows beside them: give both.")
     return from_rows(train, evaluation)
+
+
+def _check_run(machine: Machine, seed: int = 0) -> None:
+    machine.check()
+    if seed < 0:
+        raise RunError(f"--seed {seed} is negative: give 0 or more.")
 
 
 def resolve_inputs(model: str | Path | None, data: TaskData | None) -> tuple[str, TaskData]:
@@ -224,9 +232,15 @@ def apply(
     if its buckets differ.
     """
     machine, progress = machine or Machine(), progress or SilentProgress()
+    _check_run(machine)
     manifest = read_manifest(manifest_path)
     model, data = resolve_inputs(model, data)
-    recipe = _recorded_recipe(manifest, recovery)
+    recipe = _recorded_recipe(manifest)
+    if recovery and recipe.recovery.start == "search":
+        progress.say("Note: the recorded recovery went on from the searched weights; this one starts from the model's.")
+    # the searched weights are not in an allocation.json, so there is only the model to start from
+    changes: dict[str, Any] = {"start": "teacher"} if recovery else {"start": "teacher", "steps": 0, "mrem_steps": 0}
+    recipe = dataclasses.replace(recipe, recovery=dataclasses.replace(recipe.recovery, **changes))
     trim, space = manifest["trim_positions"], manifest_space(manifest)
     blueprint = Blueprint.draw(str(model), data, recipe, manifest["max_length"], trim, space)
     allocation = manifest_allocation(manifest)
@@ -237,7 +251,7 @@ def apply(
         "model": str(model),
         "data": {"train": data.train.sha256(), "evaluation": data.evaluation.sha256()},
         "recovery": recovery,
-        "machine": dataclasses.asdict(machine),
+        "machine": machine.identity(),
     }
     with RunDirectory.open(run_dir, settings, resume, expected_bytes=6 * blueprint.full_bytes()) as run:
         workspace = Workspace(blueprint, run, progress, machine, manifest["seed"])
@@ -258,21 +272,23 @@ def finetune_teacher(
 ) -> tuple[Path, dict[str, Any]]:
     """Fine-tune a bare encoder on the training file; returns the teacher's folder and {"validation", "steps", "best_step"}."""
     recipe, machine, progress = recipe or load_preset("default"), machine or Machine(), progress or SilentProgress()
+    _check_run(machine, seed)
     model, data = resolve_inputs(model, data)
     blueprint = Blueprint.draw(str(model), data, recipe, max_length, trim_positions=False)
+    if blueprint.source.load(seed)[1]:
+        raise ModelError(f"{model} already has a trained head: give it to `autoquant search --model` as it is.")
     settings = {
         "model": str(model),
         "data": {"train": data.train.sha256()},
         "teacher": dataclasses.asdict(recipe.teacher),
+        "held_out": recipe.search.held_out,
         "seed": seed,
         "max_length": max_length,
-        "machine": dataclasses.asdict(machine),
+        "machine": machine.identity(),
     }
     with RunDirectory.open(run_dir, settings, resume, expected_bytes=4 * blueprint.full_bytes()) as run:
         workspace = Workspace(blueprint, run, progress, machine, seed)
         result = workspace.teacher_result()
-        if not result["fine_tuned"]:
-            raise ModelError(f"{model} already has a trained head: give it to `autoquant search --model` as it is.")
         run.write_json("metrics.json", result)
         return run.teacher_dir, result
 
@@ -289,17 +305,20 @@ def evaluate_folder(folder: str | Path, data: TaskData) -> dict[str, float]:
     return score(data.task.metrics, predict_logits(predictor.model, encoded), encoded.labels)
 
 
-def _recorded_recipe(manifest: Mapping[str, Any], recovery: bool) -> Recipe:
+def _recorded_recipe(manifest: Mapping[str, Any]) -> Recipe:
+    """The recipe that a manifest records, as far as it matters to a recovery. Raises CheckpointError for a missing part."""
+    parts = manifest["recovery"]
+    missing = {"recovery", "distillation", "calibration"} - set(parts)
+    if missing:
+        raise CheckpointError(f"The allocation records no {' and no '.join(sorted(missing))} settings: search again.")
     recorded = {
         "quantizer": manifest["quantizer"],
         "activation_bits": manifest["activation_bits"],
-        "distillation": manifest["recovery"]["distillation"],
-        "recovery": manifest["recovery"]["recovery"],
+        "distillation": parts["distillation"],
+        "recovery": parts["recovery"],
+        "search": parts["calibration"],
     }
-    recipe: Recipe = from_mapping(Recipe, recorded, "allocation.json")
-    if recovery:
-        return recipe
-    return dataclasses.replace(recipe, recovery=dataclasses.replace(recipe.recovery, steps=0, mrem_steps=0))
+    return from_mapping(Recipe, recorded, "allocation.json")
 
 
 def _check_applies(manifest: Mapping[str, Any], blueprint: Blueprint, allocation: BitAllocation) -> None:
@@ -425,7 +444,12 @@ def _write_manifest(
         breakdown=metrics["bytes"]["breakdown"],
         metrics=metrics["metric"],
         strategy=strategy,
-        recovery={"recovery": dataclasses.asdict(recipe.recovery), "distillation": dataclasses.asdict(recipe.distillation)},
+        recovery={
+            "recovery": dataclasses.asdict(recipe.recovery),
+            "distillation": dataclasses.asdict(recipe.distillation),
+            # these decide the initial scales and the order of the rows
+            "calibration": {name: getattr(recipe.search, name) for name in ("held_out", "calibration_samples")},
+        },
         hashes={
             **workspace.data_hashes(),
             "teacher": workspace.teacher_hash,

@@ -7,7 +7,6 @@ from collections import defaultdict
 import numpy as np
 
 from autoquant.core.cost import MIB, choice_table
-from autoquant.core.errors import BudgetError
 from autoquant.core.progress import Progress, rounded
 from autoquant.pipeline import Budget, resolve_budget
 from autoquant.workspace import Blueprint, estimate_stages
@@ -31,11 +30,7 @@ def show_plan(blueprint: Blueprint, budget: Budget | None, count: str, progress:
     progress.say(f"Time: about {rounded(total)} on 2 CPU cores, the uniform control included ({len(stages)} stages).")
     if budget is not None:
         size = resolve_budget(budget, blueprint)
-        try:
-            blueprint.table(size)
-        except BudgetError as error:
-            progress.say(str(error))
-            raise
+        blueprint.table(size)
         progress.say(f"Budget {size.bytes:,} bytes ({size.bytes / MIB:.2f} MiB) can be met: {full / size.bytes:.1f}x smaller.")
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from autoquant.backbones.load import ModelSource, open_model
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ByteModel, ChoiceTable, SizeBudget, TensorEntry, check_budget, choice_table, header_json
-from autoquant.core.errors import SpaceError
+from autoquant.core.errors import RunError, SpaceError
 from autoquant.core.progress import Progress
 from autoquant.core.run import RunDirectory, file_sha256
 from autoquant.core.settings import Recipe
@@ -49,6 +49,28 @@ class Machine:
     precision: str = "fp32"
     compile: bool = True
     checkpoint_seconds: float = 60.0
+
+    def torch_device(self) -> torch.device:
+        """The device asked for, `auto` being accelerate's choice. Raises RunError if torch cannot compute on it."""
+        from accelerate import Accelerator
+
+        try:
+            device = Accelerator().device if self.device == "auto" else torch.device(self.device)
+            torch.ones(1, device=device).item()
+        except (RuntimeError, AssertionError, ImportError) as error:  # torch raises any of these
+            reason = str(error).strip().partition("\n")[0][:120]
+            raise RunError(f"Cannot compute on --device {self.device} ({reason}): give auto or cpu.") from error
+        return device
+
+    def check(self) -> None:
+        """Raise RunError for what no machine can do."""
+        if self.threads < 0 or self.checkpoint_seconds < 0:
+            raise RunError("--threads and --checkpoint-seconds must not be negative.")
+        self.torch_device()
+
+    def identity(self) -> dict[str, Any]:
+        """What of it decides a run's numbers, and so must be the same when it is resumed."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "checkpoint_seconds"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +156,13 @@ class Calibration:
     sensitivity: np.ndarray
 
 
+def check_strategies(names: Sequence[str]) -> None:
+    """Raise SpaceError for a name that is no strategy."""
+    for name in names:
+        if name not in STRATEGIES:
+            raise SpaceError(f"Unknown strategy '{name}'; known are {', '.join(STRATEGIES)}.")
+
+
 def estimate_stages(blueprint: Blueprint, strategy: str, controls: Sequence[str]) -> list[tuple[str, float]]:
     """Stages of a run as the progress display names them, with seconds on two cores; 1.1e11 operations a second were measured."""
     recipe, rows = blueprint.recipe, len(blueprint.train)
@@ -152,7 +181,7 @@ class Workspace:
 
     def __init__(self, blueprint: Blueprint, run: RunDirectory, progress: Progress, machine: Machine, seed: int) -> None:
         self.blueprint, self.run, self.progress, self.seed = blueprint, run, progress, seed
-        self.context = Context(run, progress, _device(machine), seed, machine.precision, machine.checkpoint_seconds)
+        self.context = Context(run, progress, machine.torch_device(), seed, machine.precision, machine.checkpoint_seconds)
         _configure(machine)
         data = blueprint.data
         parts = data.train.split(blueprint.recipe.search.held_out)
@@ -267,8 +296,7 @@ class Workspace:
 
     def search(self, strategy: str, budget: SizeBudget, tag: str = "") -> SearchResult:
         """Run a strategy, or read the result of its finished stage; `tag` tells budgets apart within one run directory."""
-        if strategy not in STRATEGIES:
-            raise SpaceError(f"Unknown strategy '{strategy}'; known are {', '.join(STRATEGIES)}.")
+        check_strategies([strategy])
         stage = f"search-{strategy}{tag}"
         name = f"{stage}-result"
         saved = self.run.load_state(name)
@@ -299,18 +327,9 @@ def _result_from(saved: dict[str, Any]) -> SearchResult:
     return SearchResult(BitAllocation.from_json(json.loads(saved["allocation"])), weights=saved["weights"], **arrays)
 
 
-def _device(machine: Machine) -> torch.device:
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=machine.device == "cpu")
-    return accelerator.device if machine.device == "auto" else torch.device(machine.device)
-
-
 def _configure(machine: Machine) -> None:
     from autoquant.supernet.mixing import KERNELS
 
     KERNELS.compile = machine.compile
     if machine.threads:
         torch.set_num_threads(machine.threads)
-
-
