@@ -15,7 +15,7 @@ from autoquant.training.batches import Encoded
 
 @torch.no_grad()
 def input_moments(model: nn.Module, names: list[str], data: Encoded, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Mean of x x^T over real tokens for the input of every linear layer in `names` (matrix names): [in, in] float32."""
+    """Sum of x x^T over real tokens, per text, for the input of every linear layer in `names` (matrix names): [in, in] float32."""
     moments: dict[str, Tensor] = {}
     mask = torch.empty(0)
 
@@ -42,7 +42,10 @@ def input_moments(model: nn.Module, names: list[str], data: Encoded, device: tor
 def initial_scales(
     model: nn.Module, table: ChoiceTable, quantizer: Quantizer, moments: Mapping[str, Tensor], per_row: bool
 ) -> dict[str, Tensor]:
-    """A searched scale per row (or sub-group) and non-zero width of the table: matrix name -> [rows or groups, K] float32."""
+    """A searched scale per row (or sub-group) and non-zero width of the table: matrix name -> [rows or groups, K] float32.
+
+    Every scale is one that float16 holds; that of a sub-group is the mean over its rows.
+    """
     widths = [w for w in table.widths if w]
     result = {}
     for partition in table.partitions:
@@ -56,6 +59,6 @@ def initial_scales(
         if not per_row:
             group = torch.from_numpy(partition.group_of_row).to(scale.device)
             total = torch.zeros(partition.groups, len(widths), device=scale.device).index_add_(0, group, scale)
-            scale = total / torch.tensor(partition.sizes, device=scale.device)[:, None]
+            scale = (total / torch.tensor(partition.sizes, device=scale.device)[:, None]).half().float()
         result[name] = scale.cpu()
     return result
