@@ -1,5 +1,6 @@
 """A tiny classifier with a calibrated supernet around it; everything runs uncompiled, but for the test of the compiler."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -60,8 +61,18 @@ class Bench:
 
 
 @pytest.fixture(scope="session")
+def lively_classifier(tiny_classifier: BertForSequenceClassification) -> BertForSequenceClassification:
+    """Weights large enough for the logits to depend on the text."""
+    model = copy.deepcopy(tiny_classifier)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8.0 if parameter.dim() == 2 else 1.0)
+    return model
+
+
+@pytest.fixture(scope="session")
 def make_bench(
-    tiny_classifier: BertForSequenceClassification, tiny_classifier_dir: Path, tiny_data: Path
+    lively_classifier: BertForSequenceClassification, tiny_classifier_dir: Path, tiny_data: Path
 ) -> Iterator[Callable[..., Bench]]:
     """`make_bench(scale, activation_bits)`."""
     data = load_glue("sst2", tiny_data)
@@ -73,9 +84,9 @@ def make_bench(
         blueprint = Blueprint.draw(str(tiny_classifier_dir), data, recipe, 32, trim_positions=False, space=space)
         table = choice_table(blueprint.byte_model)
         few = blueprint.train.select(np.arange(48))
-        moments = input_moments(tiny_classifier, list(table.slices()), few)
-        scales = initial_scales(tiny_classifier, table, blueprint.quantizer, moments, scale == "row")
-        return Bench(tiny_classifier, blueprint, table, scales)
+        moments = input_moments(lively_classifier, list(table.slices()), few)
+        scales = initial_scales(lively_classifier, table, blueprint.quantizer, moments, scale == "row")
+        return Bench(lively_classifier, blueprint, table, scales)
 
     with torch.random.fork_rng():
         yield make
