@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autoquant.core.errors import DataError
+from autoquant.core.errors import DataError, ModelError
 from autoquant.pack.modules import load_packed
 
 Text = str | tuple[str, str]
@@ -27,20 +27,24 @@ class Predictor:
         quiet_transformers()
         self.device = torch.device(device)
         self.model = load_packed(folder).to(self.device)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        config = json.loads((Path(folder) / "config.json").read_text("utf-8"))
-        self.max_length = int(config["quantization_config"]["max_length"])
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:  # transformers and tokenizers raise many kinds for missing and damaged files
+            raise ModelError(f"{folder} has no tokenizer that can be read: bring its tokenizer files back.") from error
+        settings = json.loads((Path(folder) / "config.json").read_text("utf-8"))["quantization_config"]
+        if not isinstance(settings.get("max_length"), int):
+            raise ModelError(f"{folder}/config.json does not say how long texts may be: copy the folder again.")
+        self.max_length: int = settings["max_length"]
         self.labels: dict[int, str] = {int(i): str(name) for i, name in self.model.config.id2label.items()}
 
     @torch.no_grad()
     def logits(self, texts: Sequence[Text], batch_size: int = 32) -> np.ndarray:
         """Raw outputs, [texts, classes] float32 (one column for regression)."""
-        if isinstance(texts, str) or not len(texts):
-            raise DataError("predict takes a non-empty list of texts (or of pairs of texts).")
+        _check_texts(texts)
         parts = []
         for start in range(0, len(texts), batch_size):
-            chunk = list(texts[start : start + batch_size])
-            columns = [list(column) for column in zip(*chunk, strict=True)] if isinstance(chunk[0], tuple) else [chunk]
+            chunk = texts[start : start + batch_size]
+            columns = [list(column) for column in zip(*chunk, strict=True)] if isinstance(chunk[0], tuple) else [list(chunk)]
             batch = self.tokenizer(*columns, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
             parts.append(self.model(**batch.to(self.device)).logits.float().cpu().numpy())
         return np.concatenate(parts)
@@ -51,6 +55,15 @@ class Predictor:
         if logits.shape[1] == 1:
             return [float(value) for value in logits[:, 0]]
         return [self.labels[int(index)] for index in logits.argmax(axis=1)]
+
+
+def _check_texts(texts: Sequence[Text]) -> None:
+    if isinstance(texts, str) or not len(texts):
+        raise DataError("predict takes a non-empty list of texts (or of pairs of texts).")
+    single = all(isinstance(text, str) for text in texts)
+    pairs = all(isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text) for text in texts)
+    if not single and not pairs:
+        raise DataError("predict takes strings, or tuples of two strings, and not both in one list.")
 
 
 def load(folder: str | Path, device: str = "cpu") -> Predictor:

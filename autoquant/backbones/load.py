@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import nn
 
 from autoquant.backbones import BACKBONES, Backbone
 from autoquant.core.errors import ModelError
+
+HUB_SECONDS = 5.0  # how long to wait for a sign of life
+SHORTEST = 4  # tokens: one beside the three special ones of a pair
 
 
 def quiet_transformers() -> None:
@@ -41,7 +45,7 @@ class ModelSource:
         return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
     def load(self, seed: int) -> tuple[nn.Module, bool]:
-        """The float32 model, and whether its classification head was in the checkpoint (else drawn from `seed`)."""
+        """The float32 model, and whether its pooler and head were in the checkpoint (else drawn from `seed`)."""
         from transformers import AutoModelForSequenceClassification
 
         torch.manual_seed(seed)
@@ -51,12 +55,23 @@ class ModelSource:
                 self.path, num_labels=self.config.num_labels, dtype=torch.float32, output_loading_info=True, **options
             ),
         )
-        has_head = not any(key.startswith("classifier") for key in report["missing_keys"])
+        missing = sorted(report["missing_keys"])
+        self._check_encoder(missing)
+        has_head = not missing
         model.config.id2label, model.config.label2id = self.config.id2label, self.config.label2id
         model.config.problem_type = self.config.problem_type
         if self.config.max_position_embeddings < model.config.max_position_embeddings:
             model = self._trimmed(model)
         return model, has_head
+
+    def _check_encoder(self, missing: list[str]) -> None:
+        """Only pooler and classifier may be missing, which fine-tuning trains; transformers draws what is missing at random."""
+        drawn = tuple(f"{path}." for path in self.backbone.outer_modules.values())
+        encoder = [name for name in missing if not name.startswith(drawn)]
+        if encoder:
+            raise ModelError(
+                f"{self.path} lacks {len(encoder)} tensors of its encoder, such as {encoder[0]}: bring the whole model."
+            )
 
     def _trimmed(self, model: nn.Module) -> nn.Module:
         from transformers import AutoModelForSequenceClassification
@@ -73,7 +88,7 @@ def open_model(path: str, label_names: tuple[str, ...] | None, max_length: int, 
     """Read config and tokenizer of a model directory or hub id and fit the head's description to the task.
 
     `label_names` are the classes (None = regression). Raises ModelError for a missing model, an architecture that is not
-    supported, a head of another size, or a `max_length` beyond the model's positions.
+    supported, a head of another size, or a `max_length` beyond the model's positions or too short for any text.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -81,6 +96,8 @@ def open_model(path: str, label_names: tuple[str, ...] | None, max_length: int, 
     config = _from_hub(path, lambda **options: AutoConfig.from_pretrained(path, **options))
     if config.model_type not in BACKBONES:
         raise ModelError(f"{path} is a '{config.model_type}' model; supported are {', '.join(BACKBONES)}.")
+    if max_length < SHORTEST:
+        raise ModelError(f"--max-length {max_length} leaves no room for text: give {SHORTEST} or more.")
     if max_length > config.max_position_embeddings:
         raise ModelError(f"--max-length {max_length} is beyond the model's {config.max_position_embeddings} positions: lower it.")
     outputs = 1 if label_names is None else len(label_names)
@@ -105,13 +122,28 @@ def _has_trained_head(config: Any) -> bool:
 
 
 def _from_hub(path: str, load: Any) -> Any:
-    """Load locally if `path` is a directory or cached, else from the hub; one line if neither works."""
+    """Load from a directory, the hub or its cache; one line if none works."""
     local = Path(path).is_dir()
     if local and not (Path(path) / "config.json").is_file():
         raise ModelError(f"{path} is not a model directory: config.json is missing.")
     try:
-        return load(local_files_only=local)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        return load(local_files_only=local or not _hub_answers(path))
+    except Exception as error:  # transformers, tokenizers and safetensors raise many kinds for damaged files
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = "is damaged or incomplete" if local else "is no directory here and could not be fetched from the hub"
         raise ModelError(f"Model {path} {where} ({first[:160]}): check the path, or the network.") from error
+
+
+@cache
+def _hub_answers(path: str) -> bool:
+    """Whether the hub gives a sign of life; without one, transformers would retry for half a minute."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        huggingface_hub.HfApi().model_info(path, timeout=HUB_SECONDS)
+    except HfHubHTTPError:  # no such model, or not for this person: loading says so
+        return True
+    except Exception:  # whatever a missing network raises
+        return False
+    return True
