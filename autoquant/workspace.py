@@ -277,8 +277,8 @@ class Workspace:
 
     # One method's steps -------------------------------------------------------------------------------------------
 
-    def problem(self, budget: SizeBudget, stage: str, tag: str = "") -> Problem:
-        """What a strategy may look at; see `search` for `tag`."""
+    def problem(self, budget: SizeBudget, stage: str) -> Problem:
+        """What a strategy may look at."""
         recipe = self.blueprint.recipe
         return Problem(
             self.blueprint.table(budget),
@@ -291,17 +291,17 @@ class Workspace:
             recipe.distillation,
             self.context,
             stage,
-            lambda: self.search("dnas", budget, tag),
+            lambda: self.search("dnas", budget),
         )
 
-    def search(self, strategy: str, budget: SizeBudget, tag: str = "") -> SearchResult:
-        """Run a strategy, or read the result of its finished stage; `tag` tells budgets apart within one run directory."""
+    def search(self, strategy: str, budget: SizeBudget) -> SearchResult:
+        """Run a strategy under the run's budget, or read the result of its finished stage."""
         check_strategies([strategy])
-        stage = f"search-{strategy}{tag}"
+        stage = f"search-{strategy}"
         name = f"{stage}-result"
         saved = self.run.load_state(name)
         if saved is None:
-            problem = self.problem(budget, stage, tag)
+            problem = self.problem(budget, stage)
             with self.timed(stage):
                 result = STRATEGIES[strategy].search(problem)
             self.run.save_state(name, _result_state(result))

@@ -10,6 +10,7 @@ All cells share teacher, data, clip search, recovery, packer and evaluation; onl
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ class Options:
     max_length: int = 64
     runs: Path = Path("runs/allocations")
     threads: int = 2
+    teacher: Path | None = None
+    """A fine-tuned teacher; without it one is trained in `runs`/<task>-teacher, or taken from there."""
 
 
 def cell_name(options: Options, ratio: float, method: str, seed: int) -> str:
@@ -61,13 +64,12 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     data = load_glue(options.task, options.data_dir)
     data = dataclasses.replace(data, train=data.train.subsample(options.train_rows))
-    teacher = train_teacher(options, data)
-    for seed in options.seeds:
-        cells = [(ratio, method) for ratio in options.ratios for method in options.methods]
-        todo = [cell for cell in cells if not cell_file(cell_name(options, *cell, seed)).exists()]
+    teacher = options.teacher or train_teacher(options, data)
+    for seed, ratio in itertools.product(options.seeds, options.ratios):
+        todo = [m for m in options.methods if not cell_file(cell_name(options, ratio, m, seed)).exists()]
         if todo:
-            with workspace(options, data, teacher, seed) as shared:
-                measure(options, shared, todo, seed)
+            with workspace(options, data, teacher, ratio, seed) as shared:
+                measure(options, shared, ratio, todo, seed)
 
 
 def train_teacher(options: Options, data: TaskData) -> Path:
@@ -86,29 +88,28 @@ def train_teacher(options: Options, data: TaskData) -> Path:
 
 
 @contextmanager
-def workspace(options: Options, data: TaskData, teacher: Path, seed: int) -> Iterator[Workspace]:
-    """The shared start of all cells of one seed."""
+def workspace(options: Options, data: TaskData, teacher: Path, ratio: float, seed: int) -> Iterator[Workspace]:
+    """The shared start of all cells of one ratio and seed; several processes can work on different ones."""
     recipe = load_preset(options.preset)
     blueprint = Blueprint.draw(str(teacher), data, recipe, options.max_length, trim_positions=False)
     settings = {"recipe": dataclasses.asdict(recipe), "data": data.train.sha256(), "seed": seed}
-    with RunDirectory.open(options.runs / f"{options.task}-seed{seed}", settings, resume=True) as run:
+    with RunDirectory.open(options.runs / f"{options.task}-{ratio:g}x-seed{seed}", settings, resume=True) as run:
         yield Workspace(blueprint, run, TerminalProgress(), Machine(threads=options.threads), seed)
 
 
-def measure(options: Options, shared: Workspace, todo: list[tuple[float, str]], seed: int) -> None:
-    """Measure the cells of one seed, one file each."""
+def measure(options: Options, shared: Workspace, ratio: float, methods: list[str], seed: int) -> None:
+    """Measure the cells of one ratio and seed, one file each."""
     blueprint = shared.blueprint
     data: Encoded = encode(blueprint.source.tokenizer, blueprint.data.evaluation, blueprint.max_length)
     full, _ = pipeline.evaluate(shared, shared.teacher, data)
-    for ratio, method in todo:
-        budget = SizeBudget.ratio(ratio, blueprint.full_bytes())
-        tag = f"-{ratio:g}x"
-        result = shared.search(method, budget, tag)
+    budget = SizeBudget.ratio(ratio, blueprint.full_bytes())
+    fisher = shared.search("fisher", budget).allocation
+    for method in methods:
+        result = shared.search(method, budget)
         name = cell_name(options, ratio, method, seed)
         shared.progress.say(f"Cell {name}")
         folder = shared.run.path / "cells" / name
-        measured = pipeline.run_method(shared, result, budget, f"{method}{tag}", folder, lambda: data)
-        fisher = shared.search("fisher", budget, tag).allocation
+        measured = pipeline.run_method(shared, result, budget, method, folder, lambda: data)
         seconds = shared.run.seconds()
         cell: dict[str, Any] = {
             "task": options.task,
@@ -123,7 +124,7 @@ def measure(options: Options, shared: Workspace, todo: list[tuple[float, str]], 
             "full_precision": full,
             "reload_difference": measured["reload_difference"],
             "share_different_from_fisher": result.allocation.share_different(fisher),
-            "seconds": {"search": seconds.get(f"search-{method}{tag}", 0.0), "recover": seconds[f"recover-{method}{tag}"]},
+            "seconds": {"search": seconds.get(f"search-{method}", 0.0), "recover": seconds[f"recover-{method}"]},
             "recipe": dataclasses.asdict(blueprint.recipe),
             "teacher_sha256": shared.teacher_hash,
             "data_sha256": shared.data_hashes(),
