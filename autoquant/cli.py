@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from autoquant.core.errors import AutoquantError, BudgetError, DataError
-from autoquant.core.settings import Recipe, available_presets, load_preset
+from autoquant.core.settings import Recipe, TeacherSettings, available_presets, load_preset
 
 if TYPE_CHECKING:
     from autoquant.core.progress import Progress
@@ -39,6 +40,7 @@ class DataOptions:
     text_column: tuple[str, ...] = ("text",)
     """One text column, or two for pairs."""
     label_column: str = "label"
+    """Its labels: any different values are classes; numbers that are not all whole make it a regression."""
     train_rows: int | None = None
     """Use only this many training rows: those with the smallest sha256 of the text."""
 
@@ -46,12 +48,16 @@ class DataOptions:
         """Read the data. Raises DataError in one line for anything malformed."""
         import dataclasses
 
-        from autoquant.tasks.load import load_default, load_files, load_glue
+        from autoquant.tasks.load import SMALLEST_TRAIN, load_default, load_files, load_glue
 
+        if self.train_rows is not None and self.train_rows < SMALLEST_TRAIN:
+            raise DataError(f"--train-rows {self.train_rows} is too few: training takes at least {SMALLEST_TRAIN}.")
         if (self.train_file is None) != (self.eval_file is None):
             raise DataError("Give both --train-file and --eval-file.")
         if self.train_file and self.task:
             raise DataError("Give either --task or --train-file, not both.")
+        if self.data_dir and not self.task:
+            raise DataError(f"--data-dir {self.data_dir} needs --task beside it: say which GLUE task to read there.")
         if self.train_file and self.eval_file:
             data = load_files(self.train_file, self.eval_file, self.text_column, self.label_column)
         elif self.task:
@@ -77,6 +83,8 @@ class BudgetOptions:
 
         if (self.budget_mib is None) == (self.budget_ratio is None):
             raise BudgetError("Give one of --budget-mib and --budget-ratio, e.g. --budget-mib 6.")
+        if not math.isfinite(self.budget_mib or self.budget_ratio or 0):
+            raise BudgetError("--budget-mib and --budget-ratio take finite numbers, e.g. --budget-mib 6.")
         if self.budget_mib is not None:
             return SizeBudget.mib(self.budget_mib, self.count)
         ratio, count = float(self.budget_ratio or 0), self.count
@@ -114,10 +122,13 @@ class Plan:
     data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
     budget: Annotated[BudgetOptions, Flat] = field(default_factory=BudgetOptions)
     preset: str = "default"
+    """Recipe: a name in autoquant/presets or a TOML file."""
     space: str | None = None
     """Search space instead of the preset's: a name or a TOML file."""
     max_length: int = 128
+    """Longer texts are cut at this many tokens."""
     trim_positions: bool = False
+    """Drop position embeddings past --max-length."""
 
     def run(self, progress: Progress) -> None:
         import dataclasses
@@ -126,12 +137,13 @@ class Plan:
         from autoquant.plan import show_plan
         from autoquant.workspace import Blueprint
 
+        asked = self.budget.budget_mib is not None or self.budget.budget_ratio is not None
+        budget = self.budget.resolve() if asked else None
         model, data = resolve_inputs(self.model, self.data.load())
         recipe = load_preset(self.preset)
         recipe = dataclasses.replace(recipe, space=self.space) if self.space else recipe
         blueprint = Blueprint.draw(model, data, recipe, self.max_length, self.trim_positions)
-        asked = self.budget.budget_mib is not None or self.budget.budget_ratio is not None
-        show_plan(blueprint, self.budget.resolve() if asked else None, self.budget.count, progress)
+        show_plan(blueprint, budget, self.budget.count, progress)
 
 
 @dataclass(frozen=True)
@@ -144,20 +156,28 @@ class Finetune:
     output: Path
     """Run directory; the model is in its teacher/ folder, ready for `search --model`."""
     model: str | None = None
+    """Bare encoder: a directory or hub id; without it the embedded MiniLM."""
     data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
     machine: Annotated[MachineOptions, Flat] = field(default_factory=MachineOptions)
-    recipe: Recipe = field(default_factory=Recipe)
+    preset: str = "default"
+    """Recipe whose teacher settings apply: a name in autoquant/presets or a TOML file."""
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
     seed: int = 0
+    """Decides every random choice; the same seed and inputs give the same bytes on one machine."""
     max_length: int = 128
+    """Longer texts are cut at this many tokens."""
     resume: bool = False
+    """Go on with an interrupted run."""
 
     def run(self, progress: Progress) -> None:
+        import dataclasses
+
         from autoquant.pipeline import finetune_teacher
 
         folder, result = finetune_teacher(
             self.model,
             self.data.load(),
-            recipe=self.recipe,
+            recipe=dataclasses.replace(load_preset(self.preset), teacher=self.teacher),
             run_dir=self.output,
             seed=self.seed,
             max_length=self.max_length,
@@ -172,10 +192,11 @@ class Finetune:
 class Search:
     """Find the bits, recover, pack and measure a model under a size budget; uniform bits get the same for comparison.
 
-    Examples:
-      autoquant search --budget-mib 6
-      autoquant search --model bert-base-uncased --task sst2 --budget-ratio 15 --run-dir runs/sst2
-      autoquant search --train-file a.csv --eval-file b.csv --text-column review --label-column stars --budget-mib 6
+    Example: autoquant search --budget-mib 6
+
+    A GLUE task: autoquant search --model bert-base-uncased --task sst2 --budget-ratio 15 --run-dir runs/sst2
+
+    Your files: autoquant search --train-file a.csv --eval-file b.csv --text-column review --label-column stars --budget-mib 6
     """
 
     model: str | None = None
@@ -187,9 +208,11 @@ class Search:
     """Recipe: a name in autoquant/presets or a TOML file; single settings below override it."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     run_dir: Path = Path("runs/default")
+    """Where everything goes; the result is in its model/ folder."""
     controls: tuple[str, ...] = ("uniform",)
     """Allocations to compare with, recovered the same way: uniform, random, reversed, fisher."""
     seed: int = 0
+    """Decides every random choice; the same seed and inputs give the same bytes on one machine."""
     max_length: int = 128
     """Longer texts are cut at this many tokens."""
     trim_positions: bool = False
@@ -200,10 +223,11 @@ class Search:
     def run(self, progress: Progress) -> None:
         from autoquant.pipeline import search
 
+        budget = self.budget.resolve()
         search(
             self.model,
             self.data.load(),
-            budget=self.budget.resolve(),
+            budget=budget,
             recipe=self.recipe,
             run_dir=self.run_dir,
             controls=self.controls,
@@ -224,13 +248,17 @@ class Apply:
     """
 
     allocation: Annotated[Path, tyro.conf.Positional]
+    """An allocation.json; its budget, seed, recovery and maximum length apply."""
     model: str | None = None
+    """Fine-tuned classifier, such as the teacher/ of the run it came from; without it the embedded MiniLM."""
     data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
     machine: Annotated[MachineOptions, Flat] = field(default_factory=MachineOptions)
     recovery: bool = True
     """--no-recovery only quantises."""
     run_dir: Path = Path("runs/applied")
+    """Where everything goes; the result is in its model/ folder."""
     resume: bool = False
+    """Go on with an interrupted run."""
 
     def run(self, progress: Progress) -> None:
         from autoquant.pipeline import apply
@@ -255,6 +283,7 @@ class Evaluate:
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
+    """A packed folder, such as the model/ of a run."""
     data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
 
     def run(self, progress: Progress) -> None:
@@ -287,9 +316,10 @@ def _preset_in(arguments: Sequence[str]) -> str:
 def parse(arguments: Sequence[str]) -> Command:
     """Arguments -> a command; raises SystemExit for wrong usage and SpaceError for an unknown preset."""
     recipe = load_preset(_preset_in(arguments))
+    finetune = Finetune(output=tyro.MISSING, teacher=recipe.teacher)
     commands = {
         "plan": Annotated[Plan, tyro.conf.subcommand("plan")],
-        "finetune": Annotated[Finetune, tyro.conf.subcommand("finetune")],
+        "finetune": Annotated[Finetune, tyro.conf.subcommand("finetune", default=finetune)],
         "search": Annotated[Search, tyro.conf.subcommand("search", default=Search(recipe=recipe))],
         "apply": Annotated[Apply, tyro.conf.subcommand("apply")],
         "evaluate": Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
