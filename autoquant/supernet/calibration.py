@@ -15,7 +15,7 @@ from autoquant.training.batches import Encoded
 
 @torch.no_grad()
 def input_moments(model: nn.Module, names: list[str], data: Encoded, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Sum of x x^T over real tokens, per text, for the input of every linear layer in `names` (matrix names): [in, in] float32."""
+    """Sum of x x^T over real tokens, per text, at the input of every linear layer in `names` (of matrices): [in, in] float32."""
     moments: dict[str, Tensor] = {}
     mask = torch.empty(0)
 

@@ -64,6 +64,8 @@ class Kernels:
         return self._run(1, arguments)
 
     def _run(self, which: int, arguments: tuple[Tensor, ...]) -> Any:
+        # detached: whether a gradient is wanted is part of what torch.compile specialises on, and would double the variants
+        arguments = tuple(argument.detach() for argument in arguments)
         if self.compile and len(arguments[0]) >= FEWEST_COMPILED_ROWS:
             try:
                 if self._compiled is None:

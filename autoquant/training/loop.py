@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,32 +59,50 @@ def run_steps(
 ) -> int:
     """Call `step(0 .. steps - 1)`; each returns numbers to log, `loss` among them. Returns the number of steps done.
 
-    Goes on from the stage's checkpoint if there is one; saves one every `checkpoint_seconds` and at Ctrl-C; raises
-    TrainingError when the loss is not finite. `stop` ends the loop early.
+    Goes on from the stage's checkpoint if there is one; saves one every `checkpoint_seconds` and at Ctrl-C, after the step
+    under way; raises TrainingError when the loss is not finite. `stop` ends the loop early.
     """
     start = _restore(context, stage, state)
     saved_at = time.monotonic()
-    with context.progress.stage(title, total=steps, start=start) as bar:
+    with context.progress.stage(title, total=steps, start=start) as bar, _interrupt_waits() as interrupted:
         done = start
-        try:
-            while done < steps and not stop():
-                seed_step(context.seed, stage, done)
-                values = step(done)
-                if not math.isfinite(values["loss"]):
-                    raise TrainingError(
-                        f"{title}: the loss is {values['loss']} at step {done} of {steps}. Lower the learning rate, "
-                        "and check the data for broken values."
-                    )
-                context.run.log(stage, step=done, **values)
-                done += 1
-                bar.advance(note=f"loss {values['loss']:.3f}")
-                if time.monotonic() - saved_at > context.checkpoint_seconds:
-                    _save(context, stage, state, done)
-                    saved_at = time.monotonic()
-        except KeyboardInterrupt:
-            _save(context, stage, state, done)
-            raise
+        while done < steps and not stop():
+            seed_step(context.seed, stage, done)
+            values = step(done)
+            if not math.isfinite(values["loss"]):
+                raise TrainingError(
+                    f"{title}: the loss is {values['loss']} at step {done} of {steps}. Lower the learning rate, "
+                    "and check the data for broken values."
+                )
+            context.run.log(stage, step=done, **values)
+            done += 1
+            bar.advance(note=f"loss {values['loss']:.3f}")
+            if interrupted.is_set() or time.monotonic() - saved_at > context.checkpoint_seconds:
+                _save(context, stage, state, done)
+                saved_at = time.monotonic()
+            if interrupted.is_set():
+                raise KeyboardInterrupt
     return done
+
+
+@contextmanager
+def _interrupt_waits() -> Iterator[threading.Event]:
+    """Ctrl-C only sets the event, since half a step could not be resumed; a second one does not wait."""
+    interrupted = threading.Event()
+
+    def press(*_: object) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    # threads may not set handlers, and a handler of the caller's stays in charge
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, press)
+    try:
+        yield interrupted
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _save(context: Context, stage: str, state: Mapping[str, Stateful], done: int) -> None:
