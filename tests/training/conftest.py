@@ -1,0 +1,38 @@
+"""Tokenised texts of the tiny task, and contexts whose run directories can be opened again."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from autoquant.core.progress import SilentProgress
+from autoquant.core.run import RunDirectory
+from autoquant.tasks.load import load_glue
+from autoquant.training.batches import Encoded, encode
+from autoquant.training.loop import Context
+
+ContextOpener = Callable[..., AbstractContextManager[Context]]
+
+
+@pytest.fixture(scope="session")
+def encoded(tiny_classifier_dir: Path, tiny_data: Path) -> Encoded:
+    """The training file, 320 texts, of which the tail is cut off so that they differ in length (8 to 12 tokens)."""
+    data = encode(AutoTokenizer.from_pretrained(tiny_classifier_dir), load_glue("sst2", tiny_data).train, 32)
+    cut = [12 - index % 5 for index in range(len(data))]
+    ids, types = (tuple(a[:n] for a, n in zip(arrays, cut, strict=True)) for arrays in (data.ids, data.types))
+    return Encoded(ids, types, data.labels, data.pad_id)
+
+
+@pytest.fixture
+def open_context(tmp_path: Path) -> ContextOpener:
+    """`with open_context(name, checkpoint_seconds=...) as context`; the same name goes on with the same run."""
+
+    @contextmanager
+    def open_(name: str = "run", **changes: float) -> Iterator[Context]:
+        with RunDirectory.open(tmp_path / name, {}, resume=True) as run:
+            yield Context(run, SilentProgress(), torch.device("cpu"), seed=0, **changes)
+
+    return open_
