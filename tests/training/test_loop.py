@@ -66,9 +66,8 @@ def test_ctrl_c_waits_for_the_step_and_the_run_goes_on_where_it_was(
     open_context: ContextOpener, whole: tuple[torch.Tensor, list[dict[str, Any]]]
 ) -> None:
     interrupted, resumed = Job(at(4, lambda: signal.raise_signal(signal.SIGINT))), Job()
-    with open_context() as context:
-        with pytest.raises(KeyboardInterrupt):
-            interrupted.run(context)
+    with open_context() as context, pytest.raises(KeyboardInterrupt):
+        interrupted.run(context)
     with open_context() as context:
         assert resumed.run(context) == STEPS
         log = context.run.read_log()
