@@ -66,6 +66,8 @@ class SearchSettings:
     weight_learning_rate: float = 1e-4
     scale_learning_rate: float = 2e-3
     architecture_learning_rate: float = 0.05
+    architecture_hidden: float = 0.0
+    """Weight of the hidden-state term in what the architecture minimises; the weights keep `distillation.hidden`."""
     sampling: Literal["soft", "hard"] = "soft"
     """What architecture steps mix: the relaxed sample, or its one-hot with straight-through gradient."""
     schedule: Literal["exponential", "linear", "cosine"] = "exponential"
@@ -123,6 +125,8 @@ class Recipe:
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
 
     def __post_init__(self) -> None:
+        terms = (self.distillation.logits, self.distillation.cross_entropy, self.search.architecture_hidden)
+        _check(max(terms) > 0, "The architecture has no loss: set distillation.logits or search.architecture_hidden above 0.")
         _check(self.activation_bits in (8, 32), f"activation_bits {self.activation_bits} is not 8 or 32.")
 
 

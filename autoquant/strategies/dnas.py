@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from autoquant.core.allocate import allocate
 from autoquant.core.cost import ChoiceTable
+from autoquant.core.settings import DistillationSettings
 from autoquant.strategies.base import Problem, SearchResult
 from autoquant.supernet.build import Supernet
 from autoquant.supernet.controller import Controller
@@ -100,22 +102,24 @@ def train_supernet(supernet: Supernet, problem: Problem) -> None:
     train_order = BatchOrder(problem.train.data, settings.batch_size, context.seed)
     held_order = BatchOrder(problem.held_out.data, settings.batch_size, context.seed + 1)
 
-    def loss_on(data: TeacherOutputs, indices: np.ndarray) -> Tensor:
+    on_bits = dataclasses.replace(problem.distillation, hidden=settings.architecture_hidden)
+
+    def loss_on(data: TeacherOutputs, indices: np.ndarray, terms: DistillationSettings) -> Tensor:
         batch = data.data.collate(indices, device)
         with context.autocast():
-            return distillation_loss(supernet, batch, data.batch(indices), problem.distillation)
+            return distillation_loss(supernet, batch, data.batch(indices), terms)
 
     def step(number: int) -> dict[str, float]:
         temperature = controller.temperature(number)
         supernet.use_sample(temperature)
-        loss = loss_on(problem.train, train_order.indices(number))
+        loss = loss_on(problem.train, train_order.indices(number), problem.distillation)
         loss.backward()
         weights.step()
         weights.zero_grad()
         values = {"loss": loss.item(), "temperature": temperature}
         if controller.bits_open(number):
             supernet.use_mixture(temperature, hard=settings.sampling == "hard")
-            held_loss = loss_on(problem.held_out, held_order.indices(number))
+            held_loss = loss_on(problem.held_out, held_order.indices(number), on_bits)
             expected = supernet.expected_bytes()
             grads = torch.autograd.grad(held_loss + controller.size_term(expected), supernet.architecture_parameters())
             for parameter, grad in zip(supernet.architecture_parameters(), grads, strict=True):
