@@ -24,7 +24,7 @@ from autoquant import pipeline
 from autoquant.assets import default_backbone
 from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import TerminalProgress
-from autoquant.core.run import RunDirectory, atomic_write_text, versions
+from autoquant.core.run import RunDirectory, atomic_write_text, file_sha256, versions
 from autoquant.core.settings import load_preset
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import load_glue
@@ -92,7 +92,8 @@ def workspace(options: Options, data: TaskData, teacher: Path, ratio: float, see
     """The shared start of all cells of one ratio and seed; several processes can work on different ones."""
     recipe = load_preset(options.preset)
     blueprint = Blueprint.draw(str(teacher), data, recipe, options.max_length, trim_positions=False)
-    settings = {"recipe": dataclasses.asdict(recipe), "data": data.train.sha256(), "seed": seed}
+    shared = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in ("search", "teacher")}
+    settings = {"recipe": shared, "data": data.train.sha256(), "teacher": file_sha256(teacher / "model.safetensors"), "seed": seed}
     with RunDirectory.open(options.runs / f"{options.task}-{ratio:g}x-seed{seed}", settings, resume=True) as run:
         yield Workspace(blueprint, run, TerminalProgress(), Machine(threads=options.threads), seed)
 
