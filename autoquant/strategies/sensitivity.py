@@ -120,7 +120,8 @@ class _Recorder:
     def _embedding_hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             def collect(grad: Tensor) -> None:
-                # a position embedding is looked up once for the whole batch: expand its ids to the gradient's shape
+                # A position embedding may be looked up once for the whole batch: its gradient is then a sum over texts, whose
+                # square has the same expectation, since labels are drawn independently.
                 ids = inputs[0].expand(grad.shape[:-1]).flatten()
                 self.gradients[name].index_add_(0, ids, grad.detach().flatten(0, -2).square())
                 self.occurrences[name].index_add_(0, ids, torch.ones(len(ids), device=ids.device))
