@@ -1,0 +1,84 @@
+"""What every strategy promises: an allocation of this space, inside the budget and close to it, the same for the same seed."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from autoquant.core.errors import BudgetError
+from autoquant.strategies import STRATEGIES, Problem, SearchResult
+
+MakeProblem = Callable[..., Problem]
+every_strategy = pytest.mark.parametrize("name", STRATEGIES)
+SHARES = (0.05, 0.3, 0.7)
+
+
+def search(name: str, problem: Problem) -> SearchResult:
+    """`reversed` asks for what was learned: a search of the same problem under its own stage."""
+    stage = dataclasses.replace(problem, stage=f"{problem.stage}-learned")
+    return STRATEGIES[name].search(dataclasses.replace(problem, learned=lambda: STRATEGIES["dnas"].search(stage)))
+
+
+@every_strategy
+@pytest.mark.parametrize("share", SHARES)
+def test_an_allocation_inside_the_budget_and_close_to_it(name: str, share: float, make_problem: MakeProblem) -> None:
+    problem = make_problem(share)
+    allocation = search(name, problem).allocation
+    allocation.check_fits(problem.table.partitions)
+    for partition in problem.table.partitions:
+        assert set(allocation.bits[partition.matrix.name]) <= set(partition.widths), partition.matrix.name
+    size = problem.table.total(problem.table.to_choice(allocation))
+    assert 0.99 * problem.budget.bytes <= size <= problem.budget.bytes
+
+
+@every_strategy
+def test_more_bytes_than_the_space_can_use(name: str, make_problem: MakeProblem) -> None:
+    problem = make_problem(1.3)
+    allocation = search(name, problem).allocation
+    assert problem.table.total(problem.table.to_choice(allocation)) == problem.table.largest()
+
+
+@every_strategy
+def test_exactly_the_smallest_allocation(name: str, make_problem: MakeProblem) -> None:
+    problem = make_problem(0.0)
+    allocation = search(name, problem).allocation
+    assert problem.table.total(problem.table.to_choice(allocation)) == problem.table.smallest()
+
+
+@every_strategy
+def test_a_byte_too_few_is_refused(name: str, make_problem: MakeProblem) -> None:
+    problem = make_problem(0.0)
+    budget = dataclasses.replace(problem.budget, bytes=problem.budget.bytes - 1)
+    with pytest.raises(BudgetError, match=f"{budget.bytes} bytes"):
+        search(name, dataclasses.replace(problem, budget=budget))
+
+
+@every_strategy
+def test_budgets_differ(name: str, make_problem: MakeProblem) -> None:
+    small, large = (search(name, make_problem(share, stage=f"at{share}")).allocation for share in (0.3, 0.5))
+    assert small.share_different(large) > 0
+
+
+@every_strategy
+def test_the_same_seed_gives_the_same_allocation(name: str, make_problem: MakeProblem) -> None:
+    first, second = (search(name, make_problem(seed=3)) for _ in range(2))
+    assert first.allocation == second.allocation
+    if first.values is not None:
+        assert second.values is not None
+        np.testing.assert_array_equal(first.values, second.values)
+
+
+@every_strategy
+def test_values_are_of_every_choice(name: str, make_problem: MakeProblem) -> None:
+    problem = make_problem()
+    values = search(name, problem).values
+    if values is not None:
+        assert values.shape == problem.table.bytes.shape
+        assert np.isfinite(values[problem.table.allowed]).all()
+
+
+@pytest.mark.parametrize("control", ["uniform", "random", "reversed"])
+def test_controls_choose_otherwise(control: str, make_problem: MakeProblem) -> None:
+    learned, other = (search(name, make_problem()).allocation for name in ("dnas", control))
+    assert learned.share_different(other) > 0.3

@@ -1,0 +1,194 @@
+"""The search starts where the sensitivities say, moves bits only after warm-up and on held-out texts, and resumes."""
+
+import dataclasses
+import signal
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from autoquant.core.allocate import allocate
+from autoquant.core.cost import ChoiceTable
+from autoquant.strategies import STRATEGIES, Problem, SearchResult, dnas
+from autoquant.strategies.dnas import price, prior_logits, start_from
+
+MakeProblem = Callable[..., Problem]
+SHARES = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
+STRENGTH = 4.0
+
+
+def bell_shaped(table: ChoiceTable, seed: int) -> np.ndarray:
+    """Sensitivities as they are measured: an importance per weight, falling fourfold a bit."""
+    draw = np.random.default_rng(seed)
+    importance = draw.lognormal(0.0, 1.5, len(table)) * 1e-6
+    noise = draw.lognormal(0.0, 0.1, table.bytes.shape)
+    return importance[:, None] * table.parameters[:, None] * 0.25 ** np.asarray(table.widths, dtype=float) * noise
+
+
+def weighed(sensitivity: np.ndarray, table: ChoiceTable, rate: float) -> int:
+    cost = np.where(table.allowed, sensitivity + rate * table.bytes, np.inf)
+    return table.total(cost.argmin(axis=1))
+
+
+# The prior ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_the_price_is_the_least_that_meets_the_budget(share: float, make_problem: MakeProblem) -> None:
+    problem = make_problem(share)
+    for sensitivity in (problem.sensitivity, bell_shaped(problem.table, 1)):
+        rate = price(sensitivity, problem.table, problem.budget.bytes)
+        assert weighed(sensitivity, problem.table, rate) <= problem.budget.bytes
+        free = weighed(sensitivity, problem.table, 1e-30)  # what is never used is worth no bytes
+        assert weighed(sensitivity, problem.table, rate * (1 - 1e-6)) > problem.budget.bytes or free <= problem.budget.bytes
+
+
+def test_a_price_by_hand() -> None:
+    """From 2 to 4 bits the first sub-group saves 30 for 10 bytes, the second 10: one of them fits at a price of 1 to 3."""
+    allowed, parameters = np.ones((2, 2), dtype=bool), np.array([40, 40])
+    table = ChoiceTable((), (2, 4), np.array([[10, 20], [10, 20]]), allowed, parameters, fixed=5)
+    sensitivity = np.array([[40.0, 10.0], [40.0, 30.0]])
+    assert price(sensitivity, table, 35) == pytest.approx(1.0)
+    assert price(sensitivity, table, 25) == pytest.approx(3.0)
+    assert price(sensitivity, table, 45) < 1e-20
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_prior_is_the_sensitivity_knapsack(share: float, seed: int, make_problem: MakeProblem) -> None:
+    problem = make_problem(share)
+    table, budget = problem.table, problem.budget.bytes
+    # the seed 0 stands for the measured ones; above some budget these are worth no more bytes, and any choice is as good
+    sensitivity = bell_shaped(table, seed) if seed or share > 0.6 else problem.sensitivity
+    supernet = problem.make_supernet()
+    start_from(supernet, prior_logits(sensitivity, table, budget, STRENGTH))
+    ours = allocate(supernet.values(nats_per_byte=8 * STRENGTH), table, budget)
+    np.testing.assert_array_equal(ours, allocate(-sensitivity, table, budget))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6])
+def test_the_prior_is_a_distribution_that_the_logits_take_over(share: float, make_problem: MakeProblem) -> None:
+    problem = make_problem(share)
+    logs = prior_logits(problem.sensitivity, problem.table, problem.budget.bytes, STRENGTH)
+    np.testing.assert_allclose(np.exp(logs).sum(axis=1), 1.0)
+    assert np.array_equal(np.isfinite(logs), problem.table.allowed)
+    supernet = problem.make_supernet()
+    start_from(supernet, logs)
+    with torch.no_grad():
+        np.testing.assert_allclose(supernet.probabilities().numpy(), np.exp(logs), atol=1e-5)
+
+
+def test_a_prior_by_hand() -> None:
+    """Strength 2, price 1, ten weights each: a choice of 10 bytes that costs 15 is 8 (15 + 10) / 10 = 20 bits per weight."""
+    allowed, parameters = np.ones((2, 2), dtype=bool), np.array([10, 10])
+    table = ChoiceTable((), (2, 4), np.array([[10, 20], [10, 20]]), allowed, parameters, fixed=0)
+    sensitivity = np.array([[15.0, 4.5], [15.0, 5.0]])
+    assert price(sensitivity, table, 35) == pytest.approx(1.0)
+    logs = prior_logits(sensitivity, table, 35, strength=2.0)
+    bits = np.array([[20.0, 19.6], [20.0, 20.0]])
+    np.testing.assert_allclose(logs[:, 0] - logs[:, 1], -2.0 * (bits[:, 0] - bits[:, 1]), atol=1e-9)
+
+
+# The search -----------------------------------------------------------------------------------------------------------
+
+
+def search(problem: Problem) -> SearchResult:
+    return STRATEGIES["dnas"].search(problem)
+
+
+def fisher(problem: Problem) -> Any:
+    return STRATEGIES["fisher"].search(problem).allocation
+
+
+def test_bits_do_not_move_before_warmup_ends(make_problem: MakeProblem) -> None:
+    problem = make_problem(warmup=1.0, architecture_learning_rate=10.0)
+    assert search(problem).allocation.share_different(fisher(problem)) <= 0.05
+    assert not any("held_out_loss" in line for line in problem.context.run.read_log())
+
+
+def test_the_log_tells_when_bits_opened(make_problem: MakeProblem) -> None:
+    problem = make_problem(warmup=0.5, anneal_after=0.0, temperature_start=1.0, temperature_end=0.1, steps=6)
+    search(problem)
+    log = problem.context.run.read_log()
+    assert [line["step"] for line in log if "held_out_loss" in line] == [3, 4, 5]
+    temperatures = [line["temperature"] for line in log]
+    assert temperatures[0] == 1.0
+    assert all(a > b for a, b in pairwise(temperatures))
+
+
+def test_weights_learn_from_one_part_and_bits_from_the_other(make_problem: MakeProblem) -> None:
+    problem, read = make_problem(warmup=0.5, steps=4), []
+
+    class Reading:
+        def __init__(self, name: str, outputs: Any) -> None:
+            self.name, self.outputs, self.data = name, outputs, outputs.data
+
+        def batch(self, indices: np.ndarray) -> Any:
+            read.append(self.name)
+            return self.outputs.batch(indices)
+
+    parts: Any = {name: Reading(name, getattr(problem, name)) for name in ("train", "held_out")}
+    assert len(problem.train.data) + len(problem.held_out.data) == 320
+    assert {text.tobytes() for text in problem.train.data.ids}.isdisjoint(text.tobytes() for text in problem.held_out.data.ids)
+    search(dataclasses.replace(problem, **parts))
+    assert read == ["train", "train", "train", "held_out", "train", "held_out"]
+
+
+def test_weights_and_scales_move_and_start_from_the_teacher(make_problem: MakeProblem) -> None:
+    problem = make_problem(steps=3, warmup=0.0)
+    before = problem.make_supernet().model.state_dict()
+    after = search(problem).weights
+    assert after is not None
+    assert after.keys() == before.keys()
+    for kind in ("output.dense.mixed.weight", "output.dense.mixed.log_scale", "word_embeddings.mixed.weight", "LayerNorm.bias"):
+        name = next(name for name in after if name.endswith(kind))
+        assert not torch.equal(after[name], before[name]), name
+        torch.testing.assert_close(after[name], before[name], atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("sampling", ["soft", "hard"])
+def test_the_size_term_leads_to_the_budget(sampling: str, make_problem: MakeProblem) -> None:
+    """From nothing, where every width is as likely, to a budget far below."""
+    settings = {"steps": 40, "warmup": 0.0, "prior_strength": 0.0, "architecture_learning_rate": 0.2, "penalty": 30.0}
+    problem = make_problem(0.15, sampling=sampling, **settings)
+    search(problem)
+    sizes = [line["expected_bytes"] / problem.budget.bytes - 1 for line in problem.context.run.read_log()]
+    assert sizes[0] > 0.2
+    assert abs(sizes[-1]) < 0.25 * sizes[0]
+
+
+def test_the_probability_is_that_of_the_chosen_width(make_problem: MakeProblem) -> None:
+    problem = make_problem(warmup=1.0)
+    result = search(problem)
+    assert result.probability is not None
+    prior = np.exp(prior_logits(problem.sensitivity, problem.table, problem.budget.bytes, problem.search.prior_strength))
+    choice = problem.table.to_choice(result.allocation)
+    np.testing.assert_allclose(result.probability, prior[np.arange(len(choice)), choice], atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [3, 8])  # of a weight step before bits open; of a bit step
+def test_an_interrupted_search_is_the_same_search(loss: int, make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem(steps=7, warmup=0.6)
+    whole, log = search(problem), problem.context.run.read_log()
+    real, calls = dnas.distillation_loss, []
+
+    def interrupting(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == loss:
+            signal.raise_signal(signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(dnas, "distillation_loss", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        search(problem)
+    assert 0 < len(problem.context.run.read_log()) < 7
+    resumed = search(problem)
+    assert resumed.allocation == whole.allocation
+    np.testing.assert_array_equal(resumed.values, whole.values)
+    assert whole.weights is not None
+    assert resumed.weights is not None
+    assert all(torch.equal(resumed.weights[name], tensor) for name, tensor in whole.weights.items())
+    assert problem.context.run.read_log() == log

@@ -1,0 +1,200 @@
+"""Fisher scores against a direct computation, one text, one row, one choice at a time."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autoquant.core.cost import ByteModel, ChoiceTable, choice_table
+from autoquant.core.progress import SilentProgress
+from autoquant.core.subgroup import Matrix, Partition
+from autoquant.quantizers import Midrise
+from autoquant.strategies import sensitivity
+from autoquant.strategies.sensitivity import fisher_scores, good_turing, quantisation_errors, sampled_loss
+from autoquant.training.batches import Encoded
+
+WIDTHS = (0, 2, 8)
+QUANTIZER = Midrise()
+
+
+class Tiny(nn.Module):
+    """Words plus positions (looked up once for the whole batch), a hidden layer on every token, a head on their masked sum."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.words, self.positions = nn.Embedding(6, 4), nn.Embedding(5, 4)
+        self.hidden, self.head = nn.Linear(4, 3), nn.Linear(3, outputs)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Tensor) -> Any:
+        x = self.words(input_ids) + self.positions(torch.arange(input_ids.shape[1])[None])
+        x = torch.tanh(self.hidden(x)) * attention_mask[:, :, None]
+        return SimpleNamespace(logits=self.head(x.sum(1)))
+
+
+BUCKETS = np.array([1, 0, 1, 0, 1, 1], dtype=np.uint8)
+
+
+def make_table() -> ChoiceTable:
+    words = Partition(Matrix("words.weight", 6, 4, "word_embedding"), WIDTHS, (2, 4), BUCKETS)
+    positions = Partition(Matrix("positions.weight", 5, 4, "position_embedding"), WIDTHS, (3, 2))
+    hidden = Partition(Matrix("hidden.weight", 3, 4, "ffn_in"), WIDTHS, (2, 1))
+    return choice_table(ByteModel((words, positions, hidden), {}, "row", "{}"))
+
+
+@pytest.fixture
+def problem() -> tuple[Tiny, ChoiceTable, dict[str, Tensor], Encoded]:
+    torch.manual_seed(0)
+    model, table = Tiny(3), make_table()
+    scales = {p.matrix.name: 0.1 + torch.rand(p.matrix.rows, 2) for p in table.partitions}
+    ids = tuple(np.array(text) for text in ([1, 2, 2], [3, 1], [2, 4, 1, 3], [1]))
+    return model, table, scales, Encoded(ids, ids, np.zeros(4, dtype=np.int64), pad_id=0)
+
+
+def scores(problem: tuple[Tiny, ChoiceTable, dict[str, Tensor], Encoded], counts: np.ndarray, seed: int = 7) -> np.ndarray:
+    model, table, scales, data = problem
+    return fisher_scores(model, table, QUANTIZER, scales, data, counts, seed, SilentProgress())
+
+
+def drawn_labels(model: Tiny, data: Encoded, seed: int) -> dict[int, int]:
+    """The label that each text is given: all four texts make one batch, sorted by length."""
+    torch.manual_seed(seed)
+    order = next(data.by_length(32))
+    batch = data.collate(order)
+    labels = torch.multinomial(torch.softmax(model(**batch).logits.detach(), 1), 1)[:, 0]
+    return dict(zip(order.tolist(), labels.tolist(), strict=True))
+
+
+COUNTS = np.array([0, 5, 4, 2, 1, 0])
+
+
+def test_scores_of_a_linear_layer_are_the_squared_change_weighted_by_the_squared_gradient(problem: Any) -> None:
+    model, table, scales, data = problem
+    found = scores(problem, COUNTS)[table.slices()["hidden.weight"]]
+    labels, expected = drawn_labels(model, data, 7), np.zeros((2, 3))
+    for text in range(4):
+        x = model.words(torch.from_numpy(data.ids[text])) + model.positions.weight[: len(data.ids[text])]
+        y = model.hidden(x).detach().requires_grad_()
+        logits = model.head(torch.tanh(y).sum(0))
+        (gradient,) = torch.autograd.grad(functional.cross_entropy(logits[None], torch.tensor([labels[text]])), y)
+        for row in range(3):
+            weight = model.hidden.weight[[row]].detach()
+            for k, width in enumerate(WIDTHS):
+                scale = scales["hidden.weight"][[row]]
+                kept = QUANTIZER.fake_quantize(weight, scale[:, k - 1], width) if width else torch.zeros(1, 4)
+                change = x.detach() @ (weight - kept)[0]
+                expected[0 if row < 2 else 1, k] += (gradient[:, row].square() * change.square()).sum().item()
+    np.testing.assert_allclose(found, expected / 4, rtol=1e-4)
+    assert found.dtype == np.float64
+
+
+def token_gradients(model: Tiny, data: Encoded, seed: int) -> list[tuple[int, int, Tensor]]:
+    """(token, position, gradient [width]) of every real token."""
+    found, labels = [], drawn_labels(model, data, seed)
+    for text, label in labels.items():
+        ids = data.ids[text]
+        x = (model.words(torch.from_numpy(ids)) + model.positions.weight[: len(ids)]).detach().requires_grad_()
+        logits = model.head(torch.tanh(model.hidden(x)).sum(0))
+        (gradient,) = torch.autograd.grad(functional.cross_entropy(logits[None], torch.tensor([label])), x)
+        found += [(int(token), place, gradient[place]) for place, token in enumerate(ids)]
+    return found
+
+
+def test_scores_of_positions_are_those_of_the_rows_that_occur(problem: Any) -> None:
+    """One lookup serves the batch, so gradients are added before they are squared."""
+    model, table, scales, data = problem
+    found = scores(problem, COUNTS)[table.slices()["positions.weight"]]
+    errors = quantisation_errors(model.positions.weight.detach(), scales["positions.weight"], WIDTHS, QUANTIZER)
+    added = torch.zeros(5, 4)
+    for _, place, gradient in token_gradients(model, data, 7):
+        added[place] += gradient
+    each = (added.square() * errors.square()).sum(2).T.numpy()
+    expected = np.stack([each[:3].sum(0), each[3:].sum(0)])
+    np.testing.assert_allclose(found, expected / 4, rtol=1e-4)
+
+
+def test_scores_of_words_blend_with_the_average_token_and_count_what_is_expected(problem: Any) -> None:
+    model, table, scales, data = problem
+    found = scores(problem, COUNTS)[table.slices()["words.weight"]]
+    errors = quantisation_errors(model.words.weight.detach(), scales["words.weight"], WIDTHS, QUANTIZER)
+    tokens = token_gradients(model, data, 7)
+    padding = 4 * 4 - len(tokens)  # looked up, of no effect
+    seen, total = np.zeros(6), torch.zeros(6, 4)
+    for token, _, gradient in tokens:
+        seen[token] += 1
+        total[token] += gradient.square()
+    seen[0] = padding
+    average, blend = total.sum(0) / 16, sensitivity.EMBEDDING_PRIOR_OCCURRENCES
+    expected = np.zeros((2, 3))
+    for token, probability in enumerate(good_turing(COUNTS)):
+        each = (total[token] + blend * average) / (seen[token] + blend) * probability * 16
+        for k in range(3):
+            expected[BUCKETS[token], k] += (each * errors[k, token].square()).sum().item()
+    np.testing.assert_allclose(found, expected / 4, rtol=1e-4)
+
+
+def test_scores_repeat_with_the_seed_and_leave_the_model_as_it_was(problem: Any) -> None:
+    model = problem[0]
+    first = scores(problem, COUNTS)
+    assert np.array_equal(first, scores(problem, COUNTS))
+    assert not np.array_equal(first, scores(problem, COUNTS, seed=8))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_scale_per_group_is_that_scale_in_each_of_its_rows(problem: Any) -> None:
+    model, table, _, data = problem
+    groups = {p.matrix.name: 0.1 + torch.rand(p.groups, 2) for p in table.partitions}
+    rows = {p.matrix.name: groups[p.matrix.name][torch.from_numpy(p.group_of_row)] for p in table.partitions}
+    assert np.array_equal(*(scores((model, table, scales, data), COUNTS) for scales in (groups, rows)))
+
+
+def test_more_bits_are_never_worse_on_a_real_model(make_problem: Callable[..., Any]) -> None:
+    problem = make_problem()
+    table, scored = problem.table, problem.sensitivity
+    assert np.isfinite(scored).all()
+    assert (scored >= 0).all()
+    columns = [table.widths.index(width) for width in (1, 2, 4, 8)]
+    totals = scored[:, columns].sum(axis=0)
+    assert (totals[:-1] > 2 * totals[1:]).all()
+
+
+def test_quantisation_errors_of_no_bits_are_the_weights() -> None:
+    weight = torch.tensor([[0.3, -0.6]])
+    errors = quantisation_errors(weight, torch.tensor([[0.5, 0.25]]), WIDTHS, QUANTIZER)
+    torch.testing.assert_close(errors, torch.tensor([[[0.3, -0.6]], [[0.05, 0.15]], [[0.05, -0.1]]]))
+
+
+def test_labels_are_drawn_from_the_predictions() -> None:
+    """Their expected loss is the entropy: of logits 0 and ln 3 about 0.562."""
+    torch.manual_seed(0)
+    logits = torch.tensor([[0.0, np.log(3.0)]], dtype=torch.float32).expand(20_000, -1)
+    assert sampled_loss(logits).item() / 20_000 == pytest.approx(0.5623, abs=0.01)
+
+
+def test_the_gradient_of_a_regression_is_unit_noise() -> None:
+    torch.manual_seed(0)
+    values = torch.zeros(20_000, 1, requires_grad=True)
+    (gradient,) = torch.autograd.grad(sampled_loss(values), values)
+    assert gradient.mean().item() == pytest.approx(0.0, abs=0.03)
+    assert gradient.std().item() == pytest.approx(1.0, abs=0.03)
+
+
+def test_good_turing_by_hand() -> None:
+    """Ten tokens, two of them seen once: the two unseen share a fifth, the others keep four fifths of their share."""
+    np.testing.assert_allclose(good_turing(np.array([0, 5, 1, 3, 1, 0])), [0.1, 0.4, 0.08, 0.24, 0.08, 0.1])
+    np.testing.assert_allclose(good_turing(np.array([3, 1])), [0.75, 0.25])
+
+
+@given(npst.arrays(np.int64, st.integers(1, 30), elements=st.integers(0, 50)).filter(lambda counts: counts.sum() > 0))
+def test_good_turing_is_a_distribution(counts: np.ndarray) -> None:
+    probability = good_turing(counts)
+    assert probability.sum() == pytest.approx(1.0)
+    assert (probability >= 0).all()
