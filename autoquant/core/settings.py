@@ -33,7 +33,8 @@ class TeacherSettings:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        _check(self.epochs > 0 and self.patience > 0, "Teacher epochs and patience must be at least 1.")
+        least = min(self.epochs, self.patience, self.batch_size)
+        _check(least > 0, "Teacher epochs, patience and batch size must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class SearchSettings:
     """Training texts from which clip ratios and sensitivities are computed."""
 
     def __post_init__(self) -> None:
-        _check(self.steps > 0 and self.batch_size > 0, "Search steps and batch size must be at least 1.")
+        least = min(self.steps, self.batch_size, self.calibration_samples)
+        _check(least > 0, "Search steps, batch size and calibration samples must be at least 1.")
         _check(0 < self.held_out < 0.9, f"held-out {self.held_out} must lie between 0 and 0.9.")
         _check(self.temperature_start >= self.temperature_end > 0, "Temperatures must be positive and must not rise.")
 
@@ -107,7 +109,8 @@ class RecoverySettings:
     mrem_learning_rate: float = 2e-5
 
     def __post_init__(self) -> None:
-        _check(self.steps >= 0 and self.mrem_steps >= 0 and self.mrem_modules > 0, "Recovery steps must not be negative.")
+        _check(min(self.steps, self.mrem_steps) >= 0, "Recovery steps must not be negative.")
+        _check(min(self.batch_size, self.mrem_modules) > 0, "Recovery batch size and modules must be at least 1.")
 
 
 @dataclass(frozen=True)
