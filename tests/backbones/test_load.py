@@ -1,0 +1,145 @@
+"""Models from directories: with a head or bare, cut to fewer positions, and what is wrong in one line."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertForSequenceClassification
+
+from autoquant.backbones.load import ModelSource, open_model
+from autoquant.core.errors import ModelError
+
+LABELS = ("negative", "positive")
+POSITIONS = "bert.embeddings.position_embeddings.weight"
+
+
+def opened(
+    path: Path, labels: tuple[str, ...] | None = LABELS, max_length: int = 32, trim_positions: bool = False
+) -> ModelSource:
+    return open_model(str(path), labels, max_length, trim_positions)
+
+
+@pytest.fixture
+def broken(tiny_classifier_dir: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(tiny_classifier_dir, tmp_path / "broken"))
+
+
+def test_a_classifier_keeps_its_head(tiny_classifier_dir: Path, tiny_classifier: BertForSequenceClassification) -> None:
+    source = opened(tiny_classifier_dir)
+    model, has_head = source.load(seed=0)
+    assert has_head
+    assert all(torch.equal(tensor, tiny_classifier.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert source.shapes() == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    assert model.config.label2id == {"negative": 0, "positive": 1}
+    assert model.config.problem_type == "single_label_classification"
+
+
+@pytest.mark.parametrize("labels", [("a", "b", "c"), None])
+def test_a_bare_encoder_gets_a_head_of_the_task(
+    tiny_model_dir: Path, tiny_classifier: BertForSequenceClassification, labels: tuple[str, ...] | None
+) -> None:
+    source = opened(tiny_model_dir, labels)
+    (first, has_head), (again, _), (other, _) = (source.load(seed) for seed in (0, 0, 1))
+    assert not has_head
+    assert first.classifier.weight.shape == (len(labels) if labels else 1, 32)
+    assert torch.equal(first.classifier.weight, again.classifier.weight)
+    assert not torch.equal(first.classifier.weight, other.classifier.weight)
+    assert torch.equal(first.get_parameter(POSITIONS), tiny_classifier.get_parameter(POSITIONS))
+    assert first.config.problem_type == ("single_label_classification" if labels else "regression")
+
+
+def test_weights_become_float32(tiny_classifier: BertForSequenceClassification, tiny_classifier_dir: Path, broken: Path) -> None:
+    half = BertForSequenceClassification.from_pretrained(tiny_classifier_dir, dtype=torch.bfloat16)
+    half.save_pretrained(broken)
+    model, _ = opened(broken).load(0)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("trim", [True, False])
+def test_positions_are_cut_only_if_asked(tiny_classifier_dir: Path, trim: bool) -> None:
+    source = opened(tiny_classifier_dir, max_length=16, trim_positions=trim)
+    model, _ = source.load(0)
+    whole, _ = opened(tiny_classifier_dir).load(0)
+    rows = 16 if trim else 64
+    assert source.shapes()[POSITIONS] == (rows, 32)
+    assert torch.equal(model.get_parameter(POSITIONS), whole.get_parameter(POSITIONS)[:rows])
+    ids = torch.tensor([[2, 7, 30, 41, 9, 11, 3]])
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(ids).logits, whole.eval()(ids).logits)
+    assert model.config.max_position_embeddings == rows
+
+
+def forget_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def change(**values: object) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | values))
+
+    return apply
+
+
+def cut_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def forget_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def lose_a_layer(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in state.items() if "layer.1.output.dense" not in k}, folder / "model.safetensors", {"format": "pt"})
+
+
+def spoil_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{not json")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (forget_config, "config.json is missing"),
+        (spoil_config, "damaged or incomplete"),
+        (change(model_type="gpt2"), "is a 'gpt2' model; supported are bert"),
+        (change(model_type="no-such-thing"), "damaged or incomplete"),
+        (cut_weights, "damaged or incomplete"),
+        (forget_weights, "damaged or incomplete"),
+        (lose_a_layer, r"lacks 2 tensors of its encoder, such as bert\.encoder\.layer\.1\.output\.dense\.bias"),
+    ],
+)
+def test_a_broken_directory_is_one_line(damage: Callable[[Path], None], message: str, broken: Path) -> None:
+    damage(broken)
+    with pytest.raises(ModelError, match=message) as caught:
+        opened(broken).load(0)
+    assert "\n" not in str(caught.value)
+    assert str(broken) in str(caught.value)
+
+
+def test_a_head_of_another_size_is_refused_with_both_numbers(tiny_classifier_dir: Path) -> None:
+    with pytest.raises(ModelError, match=r"head of 2 outputs, the data has 3 \(classes\)"):
+        opened(tiny_classifier_dir, ("a", "b", "c"))
+    with pytest.raises(ModelError, match=r"head of 2 outputs, the data has 1 \(regression\)"):
+        opened(tiny_classifier_dir, None)
+
+
+@pytest.mark.parametrize(("max_length", "message"), [(65, "--max-length 65 is beyond the model's 64 positions"), (3, "no room")])
+def test_a_length_that_does_not_fit_is_refused(max_length: int, message: str, tiny_classifier_dir: Path) -> None:
+    with pytest.raises(ModelError, match=message):
+        opened(tiny_classifier_dir, max_length=max_length)
+    opened(tiny_classifier_dir, max_length=64)
+
+
+def test_a_name_that_is_nowhere_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="is no directory here and could not be fetched"):
+        opened(Path("nobody/nothing"))
