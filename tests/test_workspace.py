@@ -1,0 +1,215 @@
+"""What all methods share is made once, kept in the run directory, and the same when read again."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from autoquant import workspace as module
+from autoquant.core.cost import SizeBudget
+from autoquant.core.errors import BudgetError, ModelError, RunError, SpaceError
+from autoquant.core.progress import SilentProgress
+from autoquant.core.run import RunDirectory
+from autoquant.core.settings import Recipe, SearchSettings, TeacherSettings
+from autoquant.core.space import load_space
+from autoquant.strategies import STRATEGIES
+from autoquant.supernet.mixing import KERNELS
+from autoquant.tasks.data import TaskData
+from autoquant.tasks.load import load_glue
+from autoquant.workspace import Blueprint, Machine, Workspace, check_strategies, estimate_stages
+
+MACHINE = Machine("cpu", compile=False)
+RECIPE = Recipe(
+    activation_bits=32,
+    teacher=TeacherSettings(epochs=1),
+    search=SearchSettings(steps=2, batch_size=8, calibration_samples=32),
+)
+Opener = Callable[..., AbstractContextManager[Workspace]]
+
+
+@pytest.fixture(autouse=True)
+def compile_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A workspace sets the switch for the whole process."""
+    monkeypatch.setattr(KERNELS, "compile", KERNELS.compile)
+
+
+@pytest.fixture(scope="module")
+def data(tiny_data: Path) -> TaskData:
+    return load_glue("sst2", tiny_data)
+
+
+@pytest.fixture
+def open_workspace(tiny_classifier_dir: Path, data: TaskData, tmp_path: Path) -> Opener:
+    """`with open_workspace(model, recipe) as workspace`; the second time it goes on with the same run."""
+
+    @contextmanager
+    def open_(model: Path = tiny_classifier_dir, recipe: Recipe = RECIPE) -> Iterator[Workspace]:
+        blueprint = Blueprint.draw(str(model), data, recipe, 32, trim_positions=False)
+        with RunDirectory.open(tmp_path / "run", {}, resume=True) as run:
+            yield Workspace(blueprint, run, SilentProgress(), MACHINE, seed=0)
+
+    return open_
+
+
+def refuse(*_: object, **__: object) -> Any:
+    pytest.fail("done again")
+
+
+# Before anything is trained --------------------------------------------------------------------------------------------
+
+
+def test_a_blueprint_weighs_what_the_model_will(tiny_classifier_dir: Path, data: TaskData) -> None:
+    blueprint = Blueprint.draw(str(tiny_classifier_dir), data, RECIPE, 16, trim_positions=True)
+    shapes = blueprint.shapes
+    partitions = {p.matrix.name: p for p in blueprint.byte_model.partitions}
+    assert shapes["bert.embeddings.position_embeddings.weight"] == (16, 32)
+    assert partitions["bert.embeddings.position_embeddings.weight"].matrix.rows == 16
+    assert set(partitions) | set(blueprint.byte_model.rest) == set(shapes)
+    assert not set(partitions) & set(blueprint.byte_model.rest)
+    assert blueprint.token_counts.sum() == sum(len(ids) for ids in blueprint.train.ids)
+
+
+def test_full_bytes_are_those_of_the_file_it_came_from(tiny_classifier_dir: Path, data: TaskData) -> None:
+    blueprint = Blueprint.draw(str(tiny_classifier_dir), data, RECIPE, 32, trim_positions=False)
+    file = (tiny_classifier_dir / "model.safetensors").stat().st_size
+    assert blueprint.full_bytes() == pytest.approx(file, rel=0.002)  # but for the header's padding and metadata
+    assert blueprint.full_bytes("encoder") == 4 * 2 * (4 * 32 * 32 + 2 * 32 * 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"quantizer": "nothing"}, "Unknown quantizer 'nothing'; known are midrise"), ({"space": "nothing"}, "No search space")],
+)
+def test_unknown_names_are_refused(changes: dict[str, Any], message: str, tiny_classifier_dir: Path, data: TaskData) -> None:
+    with pytest.raises(SpaceError, match=message):
+        Blueprint.draw(str(tiny_classifier_dir), data, dataclasses.replace(RECIPE, **changes), 32, trim_positions=False)
+
+
+def test_a_model_that_is_not_there_is_refused(data: TaskData, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"config\.json is missing"):
+        Blueprint.draw(str(tmp_path / "empty"), data, RECIPE, 32, trim_positions=False)
+
+
+def test_budgets_that_cannot_be_are_refused(tiny_classifier_dir: Path, data: TaskData) -> None:
+    blueprint = Blueprint.draw(str(tiny_classifier_dir), data, RECIPE, 32, trim_positions=False)
+    for size, message in ((1000, "below the smallest allocation"), (10**9, "not below full precision")):
+        with pytest.raises(BudgetError, match=message):
+            blueprint.table(SizeBudget(size))
+
+
+def test_a_given_space_counts_and_not_the_recipes(tiny_classifier_dir: Path, data: TaskData) -> None:
+    space = dataclasses.replace(load_space("layer"), scale="subgroup")
+    blueprint = Blueprint.draw(str(tiny_classifier_dir), data, RECIPE, 32, trim_positions=False, space=space)
+    assert blueprint.packed_settings()["scale"] == "subgroup"
+    assert {p.groups for p in blueprint.byte_model.partitions if p.matrix.layer is not None} == {1}
+
+
+def test_strategies_are_checked_by_name() -> None:
+    check_strategies(list(STRATEGIES))
+    with pytest.raises(SpaceError, match="Unknown strategy 'best'; known are dnas"):
+        check_strategies(["uniform", "best"])
+
+
+@pytest.mark.parametrize("machine", [Machine(device="nowhere"), Machine(threads=-1), Machine(checkpoint_seconds=-1.0)])
+def test_a_machine_that_cannot_be_is_refused(machine: Machine) -> None:
+    with pytest.raises(RunError):
+        machine.check()
+
+
+def test_every_stage_is_estimated(tiny_classifier_dir: Path, data: TaskData) -> None:
+    blueprint = Blueprint.draw(str(tiny_classifier_dir), data, RECIPE, 32, trim_positions=False)
+    stages = estimate_stages(blueprint, "dnas", ["uniform"])
+    assert [name for name, _ in stages][-2:] == ["Recover dnas", "Recover uniform"]
+    assert all(seconds > 0 for _, seconds in stages)
+
+
+# Made once -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_trained_head_is_the_teacher(open_workspace: Opener, tiny_classifier: torch.nn.Module) -> None:
+    with open_workspace() as workspace:
+        assert workspace.teacher_result() == {"fine_tuned": False}
+        state = workspace.teacher.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in tiny_classifier.state_dict().items())
+
+
+def test_a_bare_encoder_is_fine_tuned_once(open_workspace: Opener, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_workspace(tiny_model_dir) as workspace:
+        result, state, digest = workspace.teacher_result(), workspace.teacher.state_dict(), workspace.teacher_hash
+        assert result["fine_tuned"]
+        assert result["steps"] == len([line for line in workspace.run.read_log() if line["stage"] == "teacher"]) > 0
+    monkeypatch.setattr(module, "finetune", refuse)
+    with open_workspace(tiny_model_dir) as workspace:
+        assert workspace.teacher_result() == result
+        assert workspace.teacher_hash == digest
+        assert not workspace.teacher.training
+        assert all(torch.equal(tensor, state[name]) for name, tensor in workspace.teacher.state_dict().items())
+
+
+def test_calibration_is_kept(open_workspace: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_workspace() as workspace:
+        made = workspace.calibration
+        table = workspace.blueprint.table(SizeBudget(20_000))
+    assert made.sensitivity.shape == table.bytes.shape
+    monkeypatch.setattr(module, "fisher_scores", refuse)
+    with open_workspace() as workspace:
+        read = workspace.calibration
+    np.testing.assert_array_equal(read.sensitivity, made.sensitivity)
+    assert read.scales.keys() == made.scales.keys() == table.slices().keys()
+    assert all(torch.equal(read.scales[name], scale) for name, scale in made.scales.items())
+
+
+def test_train_and_held_out_are_the_file(open_workspace: Opener, data: TaskData) -> None:
+    with open_workspace() as workspace:
+        assert len(workspace.train) + len(workspace.held_out) == len(workspace.train_all) == len(data.train)
+        assert len(workspace.held_out) == pytest.approx(0.2 * len(data.train), abs=1)
+        problem = workspace.problem(SizeBudget(20_000), "search")
+        for part, texts in ((problem.train, workspace.train), (problem.held_out, workspace.held_out)):
+            assert [ids.tolist() for ids in part.data.ids] == [ids.tolist() for ids in texts.ids]
+            assert part.data.labels.tolist() == texts.labels.tolist()
+
+
+def test_a_finished_search_is_read_and_not_done_again(open_workspace: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = SizeBudget(20_000)
+    with open_workspace() as workspace:
+        made = {name: workspace.search(name, budget) for name in ("dnas", "fisher", "uniform", "reversed")}
+    for name in made:
+        monkeypatch.setitem(STRATEGIES, name, type("Refusing", (), {"search": staticmethod(refuse)})())
+    with open_workspace() as workspace:
+        for name, result in made.items():
+            read = workspace.search(name, budget)
+            assert read.allocation == result.allocation
+            for ours, theirs in ((read.values, result.values), (read.probability, result.probability)):
+                assert (ours is None) == (theirs is None)
+                assert ours is None or np.array_equal(ours, theirs)
+            assert (read.weights is None) == (result.weights is None)
+            assert read.weights is None or all(torch.equal(read.weights[k], v) for k, v in (result.weights or {}).items())
+        assert set(workspace.run.seconds()) >= {f"search-{name}" for name in made}
+
+
+def test_the_reversed_control_reuses_the_search(open_workspace: Opener) -> None:
+    with open_workspace() as workspace:
+        workspace.search("reversed", SizeBudget(20_000))
+        logged = [line for line in workspace.run.read_log() if line["stage"] == "search-dnas"]
+        assert len(logged) == 2
+        workspace.search("dnas", SizeBudget(20_000))
+        assert [line for line in workspace.run.read_log() if line["stage"] == "search-dnas"] == logged
+
+
+def test_supernets_are_fresh_and_start_from_the_teacher(open_workspace: Opener) -> None:
+    with open_workspace() as workspace:
+        first, second = (workspace.make_supernet(SizeBudget(20_000)) for _ in range(2))
+        name = "bert.encoder.layer.0.output.dense"
+        weight = workspace.teacher.get_parameter(f"{name}.weight")
+        assert torch.equal(first.model.get_submodule(name).mixed.weight, weight)  # type: ignore[union-attr]
+        with torch.no_grad():
+            first.model.get_submodule(name).mixed.weight.zero_()  # type: ignore[union-attr]
+        assert torch.equal(second.model.get_submodule(name).mixed.weight, weight)  # type: ignore[union-attr]
+        scale = second.model.get_submodule(name).mixed.log_scale.exp()  # type: ignore[union-attr,operator]
+        torch.testing.assert_close(scale, workspace.calibration.scales[f"{name}.weight"])
