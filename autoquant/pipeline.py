@@ -36,7 +36,7 @@ from autoquant.tasks.load import Row, from_rows, load_default
 from autoquant.tasks.metrics import score
 from autoquant.training.batches import Encoded, encode
 from autoquant.training.evaluate import predict_logits
-from autoquant.workspace import Blueprint, Machine, Workspace, check_strategies, estimate_stages
+from autoquant.workspace import Blueprint, Machine, Workspace, check_strategies, estimate_stages, save_pretrained
 
 RELOAD_TOLERANCE = 1e-5
 PACKED = "model.safetensors"
@@ -89,10 +89,7 @@ def recover(workspace: Workspace, result: SearchResult, budget: SizeBudget, meth
 def pack(workspace: Workspace, supernet: Supernet, allocation: BitAllocation, folder: Path) -> Path:
     """Write config, tokenizer and the packed weights into `folder`; returns the packed file."""
     blueprint = workspace.blueprint
-    folder.mkdir(parents=True, exist_ok=True)
-    config = _config_to_ship(workspace)
-    config.save_pretrained(folder)
-    blueprint.source.tokenizer.save_pretrained(folder)
+    save_pretrained(folder, _config_to_ship(workspace), blueprint.source.tokenizer)
     state, scales = supernet.packed_state()
     settings = blueprint.packed_settings()
     return write_packed(folder / PACKED, state, scales, allocation, blueprint.byte_model, blueprint.quantizer, settings)

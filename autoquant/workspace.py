@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ByteModel, ChoiceTable, SizeBudget, TensorEntry, check_budget, choice_table, header_json
 from autoquant.core.errors import RunError, SpaceError
 from autoquant.core.progress import Progress
-from autoquant.core.run import RunDirectory, file_sha256
+from autoquant.core.run import RunDirectory, disk_errors, file_sha256
 from autoquant.core.settings import Recipe
 from autoquant.core.space import SearchSpace, load_space
 from autoquant.pack.checkpoint import metadata_text
@@ -156,6 +157,20 @@ class Calibration:
     sensitivity: np.ndarray
 
 
+def save_pretrained(folder: Path, *parts: Any) -> None:
+    """Write a model, config or tokenizer as transformers does. Raises RunError when the disk is full or not writable."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in parts:
+            try:
+                part.save_pretrained(folder)
+            except Exception as error:  # safetensors and tokenizers have kinds of their own, with the number in the text
+                number = re.search(r"os error (\d+)", str(error))
+                if number is None:
+                    raise
+                raise OSError(int(number[1]), str(error)) from error
+
+
 def check_strategies(names: Sequence[str]) -> None:
     """Raise SpaceError for a name that is no strategy."""
     for name in names:
@@ -222,8 +237,7 @@ class Workspace:
             recipe, task = self.blueprint.recipe, self.blueprint.data.task
             model.to(self.context.device)
             result |= finetune(model, self.train, self.held_out, task, recipe.teacher, self.context)
-        model.save_pretrained(folder)
-        self.blueprint.source.tokenizer.save_pretrained(folder)
+        save_pretrained(folder, model, self.blueprint.source.tokenizer)
         self.run.finish("teacher", result)
         self.run.discard_state("teacher")
 

@@ -1,9 +1,11 @@
 """What cannot work is refused in one line that says what to do, before any training, and leaves nothing half-written."""
 
 import json
+import resource
 import shutil
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -283,35 +285,29 @@ def test_a_full_disk_is_seen_beforehand(
     assert not (tmp_path / "run").exists()
 
 
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Writing beyond it fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_disk_that_fills_up_later_leaves_a_resumable_run(
-    tiny_classifier_dir: Path,
-    tiny_data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_model_dir: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from autoquant import pipeline
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    arguments = search_arguments(tiny_classifier_dir, tiny_data, tmp_path / "run")
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
-        message = failure(arguments, capsys)
-    assert "No space left to write" in message
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "write_packed", lambda path, *_: _write_on_full_disk(path))
-        assert "goes on with --resume" in failure([*arguments, "--resume"], capsys)
-    cli.main([*arguments, "--resume"])
+    arguments = search_arguments(tiny_model_dir, tiny_data, tmp_path / "run")
+    for size, place in ((4_000, "teacher"), (80_000, "teacher"), (120_000, "checkpoint/search-dnas-result.pt")):
+        with largest_file(size):
+            message = failure(arguments, capsys)
+        assert f"No space left to write {tmp_path / 'run' / place} " in message
+        assert "goes on with --resume" in message
+        arguments = [*search_arguments(tiny_model_dir, tiny_data, tmp_path / "run"), "--resume"]
+    cli.main(arguments)
     assert (tmp_path / "run" / "metrics.json").exists()
-
-
-def _write_on_full_disk(path: Path) -> None:
-    from autoquant.core.run import disk_errors
-
-    with disk_errors(path):
-        raise OSError(28, "No space left on device")
 
 
 # Training

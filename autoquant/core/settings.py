@@ -66,7 +66,7 @@ class SearchSettings:
     """Share of the training file that only the architecture sees."""
     weight_learning_rate: float = 1e-4
     scale_learning_rate: float = 2e-3
-    architecture_learning_rate: float = 0.05
+    architecture_learning_rate: float = 0.03
     architecture_hidden: float = 0.0
     """Weight of the hidden-state term in what the architecture minimises; the weights keep `distillation.hidden`."""
     sampling: Literal["soft", "hard"] = "soft"
@@ -80,8 +80,10 @@ class SearchSettings:
     """Share of the steps before the temperature falls (N0)."""
     prior_strength: float = 4.0
     """Nats per bit-per-weight by which the sensitivity prior starts the logits; 0 starts from nothing."""
-    penalty: float = 10.0
-    penalty_rate: float = 0.5
+    penalty: float = 4.0
+    """Weight of the squared relative excess over the budget in the augmented Lagrangian."""
+    penalty_rate: float = 0.2
+    """Step of its multiplier."""
     calibration_samples: int = 512
     """Training texts from which clip ratios and sensitivities are computed."""
 
