@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from autoquant.backbones.load import load_tokenizer, quiet_transformers
 from autoquant.core.errors import DataError, ModelError
 from autoquant.pack.modules import load_packed
 
@@ -20,17 +21,10 @@ class Predictor:
     """Model and tokenizer of a packed folder. `model` is a transformers classifier in eval mode."""
 
     def __init__(self, folder: str | Path, device: str = "cpu") -> None:
-        from transformers import AutoTokenizer
-
-        from autoquant.backbones.load import quiet_transformers
-
         quiet_transformers()
         self.device = torch.device(device)
         self.model = load_packed(folder).to(self.device)
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except Exception as error:  # transformers and tokenizers raise many kinds for missing and damaged files
-            raise ModelError(f"{folder} has no tokenizer that can be read: bring its tokenizer files back.") from error
+        self.tokenizer: Any = load_tokenizer(str(folder))
         settings = json.loads((Path(folder) / "config.json").read_text("utf-8"))["quantization_config"]
         if not isinstance(settings.get("max_length"), int):
             raise ModelError(f"{folder}/config.json does not say how long texts may be: copy the folder again.")

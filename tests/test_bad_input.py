@@ -192,12 +192,18 @@ def drop_a_layer(folder: Path) -> None:
     safetensors.torch.save_file({n: t for n, t in state.items() if "layer.1." not in n}, path, metadata={"format": "pt"})
 
 
+def drop_the_tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (folder / name).unlink()
+
+
 MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "another type": (lambda folder: damage_config(folder, model_type="gpt2"), "supported are bert"),
     "a type nobody knows": (lambda folder: damage_config(folder, model_type="nonsense"), "damaged or incomplete"),
     "config missing": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
     "config damaged": (lambda folder: (folder / "config.json").write_text("{"), "damaged or incomplete"),
     "tokenizer damaged": (lambda folder: (folder / "tokenizer.json").write_text("{"), "damaged or incomplete"),
+    "tokenizer missing": (drop_the_tokenizer, "has no vocabulary: bring its tokenizer.json"),
     "weights missing": (lambda folder: (folder / "model.safetensors").unlink(), "damaged or incomplete"),
     "weights cut": (lambda folder: (folder / "model.safetensors").write_bytes(b"\x10"), "damaged or incomplete"),
     "weights of another width": (lambda folder: damage_config(folder, hidden_size=64), "damaged or incomplete"),

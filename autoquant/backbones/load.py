@@ -90,7 +90,7 @@ def open_model(path: str, label_names: tuple[str, ...] | None, max_length: int, 
     `label_names` are the classes (None = regression). Raises ModelError for a missing model, an architecture that is not
     supported, a head of another size, or a `max_length` beyond the model's positions or too short for any text.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     quiet_transformers()
     config = _from_hub(path, lambda **options: AutoConfig.from_pretrained(path, **options))
@@ -113,8 +113,17 @@ def open_model(path: str, label_names: tuple[str, ...] | None, max_length: int, 
         config.label2id = {name: index for index, name in enumerate(label_names)}
     if trim_positions:
         config.max_position_embeddings = max_length
+    return ModelSource(path, config, BACKBONES[config.model_type], load_tokenizer(path))
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a model directory or hub id. Raises ModelError if it cannot be read or has no vocabulary."""
+    from transformers import AutoTokenizer
+
     tokenizer = _from_hub(path, lambda **options: AutoTokenizer.from_pretrained(path, **options))
-    return ModelSource(path, config, BACKBONES[config.model_type], tokenizer)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without tokenizer files
+        raise ModelError(f"{path} has no vocabulary: bring its tokenizer.json or vocab.txt.")
+    return tokenizer
 
 
 def _has_trained_head(config: Any) -> bool:
