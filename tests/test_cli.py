@@ -1,0 +1,168 @@
+"""The commands as a person types them."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from autoquant import cli
+from runs import MACHINE, TEACHER, Reference, metrics_of, reference, search, search_arguments, stages_of, start, task
+
+__all__ = ["reference"]
+
+COMMANDS = ["plan", "finetune", "search", "apply", "evaluate"]
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([command, "--help"])
+    assert exit_.value.code == 0
+    assert f"Example: autoquant {command}" in capsys.readouterr().out
+
+
+def test_every_option_of_the_commands_says_what_it_is_for() -> None:
+    """Each is followed by a docstring in the source, which tyro shows."""
+    tree = ast.parse(Path(cli.__file__).read_text("utf-8"))
+    parts = ("data", "budget", "machine", "recipe", "teacher")  # settings with options of their own
+    silent = [
+        f"{node.name}.{field.target.id}"
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        for field, after in pairwise(node.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.target.id not in parts
+        if not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant))
+    ]
+    assert silent == []
+
+
+def test_help_is_quick_and_works_without_torch(tmp_path: Path) -> None:
+    """The console command, in a process where heavy packages cannot be imported."""
+    for name in ("torch", "transformers", "datasets", "sklearn"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('too heavy for --help')\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "autoquant.cli"]
+    began = time.monotonic()
+    done = subprocess.run([*command, "--help"], env=environment, capture_output=True, text=True, check=True)
+    assert time.monotonic() - began < 10
+    assert all(name in done.stdout for name in COMMANDS)
+    assert done.stderr == ""
+
+
+def test_the_console_command_exists() -> None:
+    done = subprocess.run([Path(sys.executable).parent / "autoquant", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: autoquant")
+
+
+def test_no_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([])
+    assert exit_.value.code == 2
+
+
+# From a bare encoder to a measured file
+
+
+def test_finetune_search_evaluate(
+    tiny_model_dir: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--task", "sst2", "--data-dir", str(tiny_data)]
+    teacher, run_dir = tmp_path / "fine" / "teacher", tmp_path / "run"
+    model = ["--model", str(tiny_model_dir)]
+    cli.main(["finetune", *model, *files, *MACHINE, *TEACHER, "--max-length", "32", "--output", str(tmp_path / "fine")])
+    result = metrics_of(tmp_path / "fine")
+    assert result["fine_tuned"] is True
+    assert result["validation"] > 0.9
+    assert f"Teacher in {teacher}: validation" in capsys.readouterr().out
+    metrics = search(teacher, tiny_data, run_dir, "--controls", "uniform")
+    assert stages_of(run_dir) == ["search-dnas", "retrain-dnas", "retrain-uniform"]
+    assert (run_dir / "teacher" / "model.safetensors").read_bytes() == (teacher / "model.safetensors").read_bytes()
+    assert capsys.readouterr().err == ""
+    cli.main(["evaluate", str(run_dir / "model"), *files])
+    assert json.loads(capsys.readouterr().out) == {"accuracy": metrics["metric"]["value"]}
+
+
+def test_a_search_fine_tunes_as_finetune_does(
+    reference: Reference, tiny_model_dir: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    files = [*task(tiny_model_dir, tiny_data), "--max-length", "32"]
+    cli.main(["finetune", *files, *MACHINE, *TEACHER, "--output", str(tmp_path / "fine")])
+    ours = (tmp_path / "fine" / "teacher" / "model.safetensors").read_bytes()
+    assert ours == (reference.run_dir / "teacher" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["dnas", "uniform", "reversed"])
+def test_evaluate_gives_the_reported_metric(reference: Reference, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = reference.model_dir if method == "dnas" else reference.run_dir / "controls" / method
+    cli.main(["evaluate", str(folder), "--task", "sst2", "--data-dir", str(reference.data)])
+    assert json.loads(capsys.readouterr().out) == reference.metrics["all_metrics"][method]
+
+
+def test_a_table_and_the_time_left_are_shown(reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search(reference.run_dir / "teacher", reference.data, tmp_path / "run", "--controls", "uniform")
+    out = capsys.readouterr().out
+    metrics = metrics_of(tmp_path / "run")
+    for row in ("full precision", "uniform", "ours (dnas)"):
+        assert sum(line.startswith(f"│ {row}") for line in out.splitlines()) == 1
+    assert f"{metrics['bytes']['file']:,}" in out
+    assert "Search: 2 steps, stage 4 of 6, about" in out
+    assert f"Shipped: {tmp_path / 'run' / 'model'}" in out
+
+
+def test_a_process_of_its_own_says_nothing_on_stderr(reference: Reference, tmp_path: Path) -> None:
+    """No warnings of the libraries either: stderr is for the one line of an error."""
+    process = start(search_arguments(reference.run_dir / "teacher", reference.data, tmp_path / "run"))
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert errors == ""
+    assert "Shipped" in out
+
+
+# Presets and spaces
+
+
+def test_options_override_the_preset(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
+    preset = tmp_path / "mine.toml"
+    preset.write_text('space = "layer"\n[search]\nsteps = 3\nbatch_size = 8\n[recovery]\nsteps = 5\n', "utf-8")
+    files = [*task(tiny_classifier_dir, tiny_data), *MACHINE, "--max-length", "32", "--budget-ratio", "6", "--controls"]
+    run_dir = tmp_path / "run"
+    cli.main(["search", "--preset", str(preset), *files, "--search.steps", "2", "--run-dir", str(run_dir)])
+    settings = json.loads((run_dir / "run.json").read_text("utf-8"))["settings"]["recipe"]
+    assert settings["space"] == "layer"
+    assert settings["search"]["steps"] == 2
+    assert settings["search"]["batch_size"] == 8
+    assert settings["recovery"]["steps"] == 5
+    manifest = json.loads((run_dir / "model" / "allocation.json").read_text("utf-8"))
+    assert manifest["space"]["name"] == "layer"
+    assert all(len(m["subgroups"]) == 1 for m in manifest["matrices"] if m["layer"] is not None)
+
+
+def test_a_space_of_ones_own(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
+    space = tmp_path / "mine.toml"
+    space.write_text("[default]\nbits = [2, 4]\ngroups = 2\n[classifier]\nbits = [8]\ngroups = 1\n", "utf-8")
+    search(tiny_classifier_dir, tiny_data, tmp_path / "run", "--space", space)
+    manifest = json.loads((tmp_path / "run" / "model" / "allocation.json").read_text("utf-8"))
+    widths = {group["bits"] for matrix in manifest["matrices"] for group in matrix["subgroups"]}
+    assert widths == {2, 4, 8}
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "fisher"])
+def test_another_strategy_may_be_ours(
+    strategy: str, reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--search.strategy", strategy, "--controls", "uniform")
+    metrics = search(reference.run_dir / "teacher", reference.data, tmp_path / "run", *more)
+    assert metrics["strategy"] == strategy
+    assert f"ours ({strategy})" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "run" / "model" / "allocation.json").read_text("utf-8"))
+    assert manifest["strategy"] == strategy
+    assert all(group["why"]["probability"] is None for matrix in manifest["matrices"] for group in matrix["subgroups"])
