@@ -23,6 +23,7 @@ from autoquant.training.batches import Encoded
 
 WIDTHS = (0, 2, 8)
 QUANTIZER = Midrise()
+TEXTS = 40  # more than a batch
 
 
 class Tiny(nn.Module):
@@ -54,8 +55,9 @@ def problem() -> tuple[Tiny, ChoiceTable, dict[str, Tensor], Encoded]:
     torch.manual_seed(0)
     model, table = Tiny(3), make_table()
     scales = {p.matrix.name: 0.1 + torch.rand(p.matrix.rows, 2) for p in table.partitions}
-    ids = tuple(np.array(text) for text in ([1, 2, 2], [3, 1], [2, 4, 1, 3], [1]))
-    return model, table, scales, Encoded(ids, ids, np.zeros(4, dtype=np.int64), pad_id=0)
+    draw = np.random.default_rng(0)
+    ids = tuple(draw.integers(1, 5, length) for length in draw.integers(1, 6, TEXTS))
+    return model, table, scales, Encoded(ids, ids, np.zeros(TEXTS, dtype=np.int64), pad_id=0)
 
 
 def scores(problem: tuple[Tiny, ChoiceTable, dict[str, Tensor], Encoded], counts: np.ndarray, seed: int = 7) -> np.ndarray:
@@ -63,13 +65,16 @@ def scores(problem: tuple[Tiny, ChoiceTable, dict[str, Tensor], Encoded], counts
     return fisher_scores(model, table, QUANTIZER, scales, data, counts, seed, SilentProgress())
 
 
-def drawn_labels(model: Tiny, data: Encoded, seed: int) -> dict[int, int]:
-    """The label that each text is given: all four texts make one batch, sorted by length."""
+def drawn_labels(model: Tiny, data: Encoded, seed: int) -> list[dict[int, int]]:
+    """The label that each text is given, by batch."""
     torch.manual_seed(seed)
-    order = next(data.by_length(32))
-    batch = data.collate(order)
-    labels = torch.multinomial(torch.softmax(model(**batch).logits.detach(), 1), 1)[:, 0]
-    return dict(zip(order.tolist(), labels.tolist(), strict=True))
+    labels = []
+    for order in data.by_length(32):
+        logits = model(**data.collate(order)).logits.detach()
+        drawn = torch.multinomial(torch.softmax(logits, 1), 1)[:, 0]
+        labels.append(dict(zip(order.tolist(), drawn.tolist(), strict=True)))
+    assert len(labels) == 2
+    return labels
 
 
 COUNTS = np.array([0, 5, 4, 2, 1, 0])
@@ -78,12 +83,12 @@ COUNTS = np.array([0, 5, 4, 2, 1, 0])
 def test_scores_of_a_linear_layer_are_the_squared_change_weighted_by_the_squared_gradient(problem: Any) -> None:
     model, table, scales, data = problem
     found = scores(problem, COUNTS)[table.slices()["hidden.weight"]]
-    labels, expected = drawn_labels(model, data, 7), np.zeros((2, 3))
-    for text in range(4):
+    (first, second), expected = drawn_labels(model, data, 7), np.zeros((2, 3))
+    for text, label in (first | second).items():
         x = model.words(torch.from_numpy(data.ids[text])) + model.positions.weight[: len(data.ids[text])]
         y = model.hidden(x).detach().requires_grad_()
         logits = model.head(torch.tanh(y).sum(0))
-        (gradient,) = torch.autograd.grad(functional.cross_entropy(logits[None], torch.tensor([labels[text]])), y)
+        (gradient,) = torch.autograd.grad(functional.cross_entropy(logits[None], torch.tensor([label])), y)
         for row in range(3):
             weight = model.hidden.weight[[row]].detach()
             for k, width in enumerate(WIDTHS):
@@ -91,33 +96,34 @@ def test_scores_of_a_linear_layer_are_the_squared_change_weighted_by_the_squared
                 kept = QUANTIZER.fake_quantize(weight, scale[:, k - 1], width) if width else torch.zeros(1, 4)
                 change = x.detach() @ (weight - kept)[0]
                 expected[0 if row < 2 else 1, k] += (gradient[:, row].square() * change.square()).sum().item()
-    np.testing.assert_allclose(found, expected / 4, rtol=1e-4)
+    np.testing.assert_allclose(found, expected / TEXTS, rtol=1e-4)
     assert found.dtype == np.float64
 
 
-def token_gradients(model: Tiny, data: Encoded, seed: int) -> list[tuple[int, int, Tensor]]:
-    """(token, position, gradient [width]) of every real token."""
-    found, labels = [], drawn_labels(model, data, seed)
-    for text, label in labels.items():
-        ids = data.ids[text]
-        x = (model.words(torch.from_numpy(ids)) + model.positions.weight[: len(ids)]).detach().requires_grad_()
-        logits = model.head(torch.tanh(model.hidden(x)).sum(0))
-        (gradient,) = torch.autograd.grad(functional.cross_entropy(logits[None], torch.tensor([label])), x)
-        found += [(int(token), place, gradient[place]) for place, token in enumerate(ids)]
+def token_gradients(model: Tiny, data: Encoded, seed: int) -> list[tuple[int, int, int, Tensor]]:
+    """(batch, token, position, gradient [width]) of every real token."""
+    found = []
+    for number, labels in enumerate(drawn_labels(model, data, seed)):
+        for text, label in labels.items():
+            ids = data.ids[text]
+            x = (model.words(torch.from_numpy(ids)) + model.positions.weight[: len(ids)]).detach().requires_grad_()
+            logits = model.head(torch.tanh(model.hidden(x)).sum(0))
+            (gradient,) = torch.autograd.grad(functional.cross_entropy(logits[None], torch.tensor([label])), x)
+            found += [(number, int(token), place, gradient[place]) for place, token in enumerate(ids)]
     return found
 
 
 def test_scores_of_positions_are_those_of_the_rows_that_occur(problem: Any) -> None:
-    """One lookup serves the batch, so gradients are added before they are squared."""
+    """One lookup serves a batch, so gradients are added before they are squared."""
     model, table, scales, data = problem
     found = scores(problem, COUNTS)[table.slices()["positions.weight"]]
     errors = quantisation_errors(model.positions.weight.detach(), scales["positions.weight"], WIDTHS, QUANTIZER)
-    added = torch.zeros(5, 4)
-    for _, place, gradient in token_gradients(model, data, 7):
-        added[place] += gradient
-    each = (added.square() * errors.square()).sum(2).T.numpy()
+    added = torch.zeros(2, 5, 4)
+    for batch, _, place, gradient in token_gradients(model, data, 7):
+        added[batch, place] += gradient
+    each = (added.square().sum(0) * errors.square()).sum(2).T.numpy()
     expected = np.stack([each[:3].sum(0), each[3:].sum(0)])
-    np.testing.assert_allclose(found, expected / 4, rtol=1e-4)
+    np.testing.assert_allclose(found, expected / TEXTS, rtol=1e-4)
 
 
 def test_scores_of_words_blend_with_the_average_token_and_count_what_is_expected(problem: Any) -> None:
@@ -125,19 +131,19 @@ def test_scores_of_words_blend_with_the_average_token_and_count_what_is_expected
     found = scores(problem, COUNTS)[table.slices()["words.weight"]]
     errors = quantisation_errors(model.words.weight.detach(), scales["words.weight"], WIDTHS, QUANTIZER)
     tokens = token_gradients(model, data, 7)
-    padding = 4 * 4 - len(tokens)  # looked up, of no effect
+    looked_up = sum(data.collate(order)["input_ids"].numel() for order in data.by_length(32))
     seen, total = np.zeros(6), torch.zeros(6, 4)
-    for token, _, gradient in tokens:
+    for _, token, _, gradient in tokens:
         seen[token] += 1
         total[token] += gradient.square()
-    seen[0] = padding
-    average, blend = total.sum(0) / 16, sensitivity.EMBEDDING_PRIOR_OCCURRENCES
+    seen[0] = looked_up - len(tokens)  # padding, of no effect
+    average, blend = total.sum(0) / looked_up, sensitivity.EMBEDDING_PRIOR_OCCURRENCES
     expected = np.zeros((2, 3))
     for token, probability in enumerate(good_turing(COUNTS)):
-        each = (total[token] + blend * average) / (seen[token] + blend) * probability * 16
+        each = (total[token] + blend * average) / (seen[token] + blend) * probability * looked_up
         for k in range(3):
             expected[BUCKETS[token], k] += (each * errors[k, token].square()).sum().item()
-    np.testing.assert_allclose(found, expected / 4, rtol=1e-4)
+    np.testing.assert_allclose(found, expected / TEXTS, rtol=1e-4)
 
 
 def test_scores_repeat_with_the_seed_and_leave_the_model_as_it_was(problem: Any) -> None:

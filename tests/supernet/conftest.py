@@ -62,11 +62,14 @@ class Bench:
 
 @pytest.fixture(scope="session")
 def lively_classifier(tiny_classifier: BertForSequenceClassification) -> BertForSequenceClassification:
-    """Weights large enough for the logits to depend on the text."""
-    model = copy.deepcopy(tiny_classifier)
+    """Weights large enough for the logits to depend on the text, biases and norms that float16 does not hold."""
+    model, draw = copy.deepcopy(tiny_classifier), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(8.0 if parameter.dim() == 2 else 1.0)
+            if parameter.dim() == 2:
+                parameter.mul_(8.0)
+            else:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
     return model
 
 

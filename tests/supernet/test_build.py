@@ -217,9 +217,13 @@ def test_the_reloaded_file_is_the_simulated_model(
 @both_scales
 @both_activations
 def test_the_frozen_forward_is_the_simulated_model(make_bench: Callable[..., Any], scale: str, activation_bits: int) -> None:
-    """But for float16: of the biases and norms, and of the scales, which calibration already rounds."""
+    """But for biases and norms, which take their float16 values here already, as calibration gave the scales theirs."""
     bench = make_bench(scale, activation_bits)
     supernet, _ = frozen(bench)
+    with torch.no_grad():
+        for parameter in supernet.model.parameters():
+            if parameter.dim() == 1:
+                parameter.copy_(parameter.half())
     simulated = supernet.materialize(copy.deepcopy(bench.model))
     for name, mixed in supernet.mixed_weights():
         torch.testing.assert_close(mixed().detach(), simulated.get_parameter(name).data, atol=1e-6, rtol=1e-5)
@@ -227,7 +231,7 @@ def test_the_frozen_forward_is_the_simulated_model(make_bench: Callable[..., Any
     full, ours, theirs = logits(bench.model, batch), logits(supernet, batch), logits(simulated, batch)
     assert (ours - full).abs().max() > 0.05
     # a rounding of an activation may fall to the other side
-    torch.testing.assert_close(ours, theirs, atol=2e-4 if activation_bits == 32 else 5e-3, rtol=0)
+    torch.testing.assert_close(ours, theirs, atol=2e-5 if activation_bits == 32 else 5e-3, rtol=0)
 
 
 def test_the_simulated_model_quantises_the_inputs_that_the_supernet_does(make_bench: Callable[..., Any]) -> None:

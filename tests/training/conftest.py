@@ -1,6 +1,6 @@
 """Tokenised texts of the tiny task, and contexts whose run directories can be opened again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -24,6 +24,16 @@ def encoded(tiny_classifier_dir: Path, tiny_data: Path) -> Encoded:
     cut = [12 - index % 5 for index in range(len(data))]
     ids, types = (tuple(a[:n] for a, n in zip(arrays, cut, strict=True)) for arrays in (data.ids, data.types))
     return Encoded(ids, types, data.labels, data.pad_id)
+
+
+@pytest.fixture(scope="session")
+def inputs(encoded: Encoded) -> Callable[..., dict[str, torch.Tensor]]:
+    """`inputs(rows)`: their batch without labels, at which transformers would note the kind of task in the shared model."""
+
+    def collate(rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in encoded.collate(rows).items() if name != "labels"}
+
+    return collate
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Batches are a function of seed and step, lose nothing and repeat nothing, and pad as the model expects."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -34,10 +36,12 @@ def test_collate_pads_to_the_longest() -> None:
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
 
-def test_padding_does_not_change_what_the_model_says(encoded: Encoded, tiny_classifier: torch.nn.Module) -> None:
+def test_padding_does_not_change_what_the_model_says(
+    encoded: Encoded, inputs: Callable[..., dict[str, torch.Tensor]], tiny_classifier: torch.nn.Module
+) -> None:
     assert len(encoded.ids[4]) < len(encoded.ids[5])
     with torch.no_grad():
-        alone, beside = (tiny_classifier(**encoded.collate(rows)).logits[0] for rows in ([4], [4, 5]))
+        alone, beside = (tiny_classifier(**inputs(rows)).logits[0] for rows in ([4], [4, 5]))
     torch.testing.assert_close(alone, beside, atol=1e-6, rtol=1e-4)
 
 

@@ -63,11 +63,15 @@ def test_hidden_loss_refuses_another_number_of_layers() -> None:
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.0, 2.0, 0.0), (0.0, 0.0, 1.0), (0.5, 2.0, 3.0)])
-def test_terms_are_weighted(weights: tuple[float, ...], tiny_classifier: nn.Module, encoded: Encoded) -> None:
+def test_terms_are_weighted(
+    weights: tuple[float, ...],
+    tiny_classifier: nn.Module,
+    encoded: Encoded,
+    inputs: Callable[..., dict[str, torch.Tensor]],
+) -> None:
     batch = encoded.collate(np.arange(4))
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
     with torch.no_grad():
-        out = tiny_classifier(**inputs, output_hidden_states=True)
+        out = tiny_classifier(**inputs(np.arange(4)), output_hidden_states=True)
         noise = torch.randn(3, *out.hidden_states[0].shape)
         teacher = TeacherBatch(out.logits + 1.0 * torch.randn(4, 2), torch.stack(out.hidden_states) + noise)
         logits, hidden, labels = weights
@@ -118,10 +122,10 @@ def test_memory_and_teacher_agree_on_real_tokens(outputs: tuple[TeacherOutputs, 
 
 
 def test_the_outputs_are_the_teachers(
-    outputs: tuple[TeacherOutputs, TeacherOutputs], tiny_classifier: nn.Module, encoded: Encoded
+    outputs: tuple[TeacherOutputs, TeacherOutputs], tiny_classifier: nn.Module, inputs: Callable[..., dict[str, torch.Tensor]]
 ) -> None:
     with torch.no_grad():
-        out = tiny_classifier(**encoded.collate([7]), output_hidden_states=True)
+        out = tiny_classifier(**inputs([7]), output_hidden_states=True)
     for each in outputs:
         batch = each.batch(np.array([7]))
         torch.testing.assert_close(batch.logits, out.logits, atol=1e-5, rtol=1e-4)

@@ -1,5 +1,7 @@
 """Logits come back in the order of the data, whatever the batches."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -11,12 +13,15 @@ from autoquant.training.evaluate import predict_logits
 
 @pytest.mark.parametrize("batch_size", [1, 7, 500])
 def test_logits_are_in_the_order_of_the_data(
-    tiny_classifier: BertForSequenceClassification, encoded: Encoded, batch_size: int
+    tiny_classifier: BertForSequenceClassification,
+    encoded: Encoded,
+    inputs: Callable[..., dict[str, torch.Tensor]],
+    batch_size: int,
 ) -> None:
     some = encoded.select(np.arange(20))
     logits = predict_logits(tiny_classifier, some, batch_size)
     with torch.no_grad():
-        alone = [tiny_classifier(**some.collate([i])).logits[0].numpy() for i in range(20)]
+        alone = [tiny_classifier(**inputs([i])).logits[0].numpy() for i in range(20)]
     assert logits.shape == (20, 2)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, alone, atol=1e-5)

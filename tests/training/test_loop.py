@@ -1,5 +1,6 @@
 """A run that was interrupted ends where the one that was not does: same weights, same log."""
 
+import itertools
 import signal
 import threading
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from autoquant.core.errors import TrainingError
+from autoquant.training import loop
 from autoquant.training.loop import Context, run_steps, seed_step
 
 STEPS = 12
@@ -104,6 +106,24 @@ def test_what_ends_half_way_goes_on_from_the_last_checkpoint(
     assert resumed.steps[0] == (4 if checkpoint_seconds == 0 else 0)
     assert torch.equal(resumed.model.weight, whole[0])
     assert log == whole[1]
+
+
+def test_what_was_logged_after_the_checkpoint_is_logged_once(
+    open_context: ContextOpener, whole: tuple[torch.Tensor, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock ticks when it is read, so 2.5 seconds are over after three steps: the checkpoint is a step behind the log."""
+    clock = itertools.count()
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
+    with open_context(checkpoint_seconds=2.5) as context:
+        with pytest.raises(SystemError):
+            Job(at(4, crash)).run(context)
+        assert [line["step"] for line in context.run.read_log()] == [0, 1, 2, 3]
+    resumed = Job()
+    with open_context() as context:
+        resumed.run(context)
+        assert context.run.read_log() == whole[1]
+    assert resumed.steps == list(range(3, STEPS))
+    assert torch.equal(resumed.model.weight, whole[0])
 
 
 def test_the_handler_of_ctrl_c_is_put_back(open_context: ContextOpener) -> None:
