@@ -8,38 +8,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import nn
-
+from autoquant import method
 from autoquant.assets import default_backbone
 from autoquant.core.allocation import BitAllocation
-from autoquant.core.cost import MIB, SizeBudget
+from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import CheckpointError, DataError, ModelError, RunError
 from autoquant.core.progress import Progress, SilentProgress
-from autoquant.core.run import RunDirectory, file_sha256, versions
+from autoquant.core.run import RunDirectory, file_sha256
 from autoquant.core.settings import Recipe, from_mapping, load_preset
 from autoquant.export.manifest import (
     buckets_sha256,
-    build_manifest,
     manifest_allocation,
     manifest_space,
     read_manifest,
-    write_manifest,
 )
-from autoquant.pack.checkpoint import write_packed
-from autoquant.pack.modules import load_packed
-from autoquant.refine import REFINERS
+from autoquant.report import show, summarise, write_allocation
 from autoquant.strategies import SearchResult
-from autoquant.supernet.build import Supernet
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import Row, from_rows, load_default
 from autoquant.tasks.metrics import score
-from autoquant.training.batches import Encoded, encode
+from autoquant.training.batches import encode
 from autoquant.training.evaluate import predict_logits
-from autoquant.workspace import Blueprint, Machine, Workspace, check_strategies, estimate_stages, save_pretrained
+from autoquant.workspace import Blueprint, Machine, Workspace, check_strategies, estimate_stages
 
-RELOAD_TOLERANCE = 1e-5
-PACKED = "model.safetensors"
 Budget = SizeBudget | Callable[[int, int], SizeBudget]
 
 
@@ -62,86 +53,6 @@ class RunResult:
 def resolve_budget(budget: Budget, blueprint: Blueprint) -> SizeBudget:
     """A budget in bytes; a callable is given the full-precision bytes of the file and of the encoder."""
     return budget if isinstance(budget, SizeBudget) else budget(blueprint.full_bytes("file"), blueprint.full_bytes("encoder"))
-
-
-def recover(workspace: Workspace, result: SearchResult, budget: SizeBudget, method: str) -> Supernet:
-    """Training with frozen bits, then module-wise reconstruction: the same for every method. Returns the frozen supernet."""
-    settings = workspace.blueprint.recipe.recovery
-    supernet = workspace.make_supernet(budget).to(workspace.context.device)
-    if settings.start == "search" and result.weights is not None:
-        supernet.model.load_state_dict(result.weights)
-    supernet.freeze(result.allocation)
-    for refiner, steps in (("retrain", settings.steps), ("mrem-s", settings.mrem_steps)):
-        if steps:
-            REFINERS[refiner].refine(
-                supernet,
-                workspace.teacher,
-                workspace.train_all,
-                workspace.outputs,
-                settings,
-                workspace.blueprint.recipe.distillation,
-                workspace.context,
-                f"{refiner}-{method}",
-            )
-    return supernet
-
-
-def pack(workspace: Workspace, supernet: Supernet, allocation: BitAllocation, folder: Path) -> Path:
-    """Write config, tokenizer and the packed weights into `folder`; returns the packed file."""
-    blueprint = workspace.blueprint
-    save_pretrained(folder, _config_to_ship(workspace), blueprint.source.tokenizer)
-    state, scales = supernet.packed_state()
-    settings = blueprint.packed_settings()
-    return write_packed(folder / PACKED, state, scales, allocation, blueprint.byte_model, blueprint.quantizer, settings)
-
-
-def _config_to_ship(workspace: Workspace) -> Any:
-    teacher: Any = workspace.teacher
-    config = type(teacher.config).from_dict(teacher.config.to_dict())
-    config.architectures = [type(teacher).__name__]
-    config.quantization_config = {"quant_method": "autoquant", **workspace.blueprint.packed_settings()}
-    return config
-
-
-def evaluate(workspace: Workspace, model: nn.Module, data: Encoded) -> tuple[dict[str, float], np.ndarray]:
-    """The task's metrics and the logits of a model on encoded data."""
-    logits = predict_logits(model, data, device=workspace.context.device)
-    return score(workspace.blueprint.data.task.metrics, logits, data.labels), logits
-
-
-def simulated_logits(workspace: Workspace, supernet: Supernet, data: Encoded) -> np.ndarray:
-    """Logits of the simulated model, to hold the reloaded file against."""
-    plain, _ = dataclasses.replace(workspace.blueprint.source, path=str(workspace.run.teacher_dir)).load(workspace.seed)
-    model = supernet.materialize(plain).to(workspace.context.device)
-    return predict_logits(model, data, device=workspace.context.device)
-
-
-def run_method(
-    workspace: Workspace, result: SearchResult, budget: SizeBudget, method: str, folder: Path, evaluation: Callable[[], Encoded]
-) -> dict[str, Any]:
-    """Recover, pack into `folder`, reload the file and measure it. Finished methods are read, not done again."""
-    done = workspace.run.finished(f"method-{method}")
-    if done is not None:
-        return done
-    with workspace.timed(f"recover-{method}"):
-        supernet = recover(workspace, result, budget, method)
-    with workspace.timed(f"pack-{method}"):
-        path = pack(workspace, supernet, result.allocation, folder)
-    exact = workspace.blueprint.byte_model.exact_bytes(result.allocation)
-    if path.stat().st_size != exact:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, {exact} were predicted: please report this.")
-    with workspace.timed(f"evaluate-{method}"):
-        data = evaluation()
-        metrics, logits = evaluate(workspace, load_packed(folder).to(workspace.context.device), data)
-        difference = float(np.abs(logits - simulated_logits(workspace, supernet, data)).max())
-    if difference > RELOAD_TOLERANCE:
-        raise CheckpointError(f"The reloaded {path} differs from the simulated model by {difference:.2e}: please report this.")
-    counted = workspace.blueprint.byte_model.exact_bytes(result.allocation, budget.count)
-    done = {"metrics": metrics, "file_bytes": exact, "counted_bytes": counted, "reload_difference": difference}
-    workspace.run.finish(f"method-{method}", done)
-    for refiner in REFINERS:
-        workspace.run.discard_state(f"{refiner}-{method}")
-    return done
 
 
 def search(
@@ -342,30 +253,24 @@ def _run(workspace: Workspace, budget: SizeBudget, strategy: str, controls: Sequ
 
 
 def _finish(workspace: Workspace, budget: SizeBudget, strategy: str, results: Mapping[str, SearchResult]) -> RunResult:
-    """Recover, pack and measure every method; write manifest and metrics. The evaluation data is read here, once."""
+    """Recover, pack and measure every method; write manifest and metrics."""
     run, blueprint = workspace.run, workspace.blueprint
     run.add_hashes(teacher=workspace.teacher_hash)
     _warn_of_overlap(workspace)
-    encoded: list[Encoded] = []
-
-    def evaluation() -> Encoded:
-        if not encoded:
-            encoded.append(encode(blueprint.source.tokenizer, blueprint.data.evaluation, blueprint.max_length))
-        return encoded[0]
-
-    measured: dict[str, dict[str, Any]] = {}
-    for method, result in results.items():
-        folder = run.model_dir if method == strategy else run.path / "controls" / method
-        measured[method] = run_method(workspace, result, budget, method, folder, evaluation)
+    folders = {m: run.model_dir if m == strategy else run.path / "controls" / m for m in results}
+    built = {m: method.build(workspace, result, budget, m, folders[m]) for m, result in results.items()}
+    # only now, with every file written, is the evaluation data looked at
+    data = encode(blueprint.source.tokenizer, blueprint.data.evaluation, blueprint.max_length)
+    measured = {m: {**built[m], "metrics": method.measure(workspace, folders[m], m, data)} for m in results}
     full = run.finished("full-precision")
     if full is None:
-        full, _ = evaluate(workspace, workspace.teacher, evaluation())
+        full = method.evaluate(workspace, workspace.teacher, data)
         run.finish("full-precision", full)
-    metrics = _summary(workspace, budget, strategy, results, measured, full)
-    _write_manifest(workspace, budget, strategy, results[strategy], metrics)
+    metrics = summarise(workspace, budget, strategy, results, measured, full)
+    write_allocation(workspace, budget, strategy, results[strategy], metrics)
     metrics["bytes"]["directory"] = sum(f.stat().st_size for f in run.model_dir.rglob("*") if f.is_file())
     run.write_json("metrics.json", metrics)
-    _show(workspace, metrics, measured)
+    show(workspace, metrics, measured)
     return RunResult(run.path, run.model_dir, results[strategy].allocation, metrics)
 
 
@@ -376,99 +281,3 @@ def _warn_of_overlap(workspace: Workspace) -> None:
     if shared:
         total = len(data.evaluation)
         workspace.progress.say(f"Note: {len(shared)} of {total} evaluation texts are in the training file too.")
-
-
-def _summary(
-    workspace: Workspace,
-    budget: SizeBudget,
-    strategy: str,
-    results: Mapping[str, SearchResult],
-    measured: Mapping[str, Mapping[str, Any]],
-    full: Mapping[str, float],
-) -> dict[str, Any]:
-    task, blueprint, ours = workspace.blueprint.data.task, workspace.blueprint, measured[strategy]
-    fisher = workspace.search("fisher", budget).allocation
-    allocation = results[strategy].allocation
-    differs = {"fisher": allocation.share_different(fisher)}
-    if "uniform" in results:
-        differs["uniform"] = allocation.share_different(results["uniform"].allocation)
-    encoder = [p for p in blueprint.byte_model.partitions if p.matrix.layer is not None]
-    uniform = measured["uniform"]["metrics"][task.metric] if "uniform" in measured else None
-    return {
-        "task": task.name,
-        "strategy": strategy,
-        "metric": {
-            "name": task.metric,
-            "value": ours["metrics"][task.metric],
-            "full_precision": full[task.metric],
-            "uniform": uniform,
-        },
-        "all_metrics": {"full_precision": full, **{name: m["metrics"] for name, m in measured.items()}},
-        "bytes": {
-            "budget": budget.bytes,
-            "count": budget.count,
-            "counted": ours["counted_bytes"],
-            "file": ours["file_bytes"],
-            "full_precision": blueprint.full_bytes(budget.count),
-            "breakdown": blueprint.byte_model.breakdown(allocation),
-            "controls": {name: m["file_bytes"] for name, m in measured.items() if name != strategy},
-        },
-        "encoder_bits_per_weight": allocation.mean_bits(encoder),
-        "share_of_subgroups_different_from": differs,
-        "reload_difference": max(m["reload_difference"] for m in measured.values()),
-        "seconds": workspace.run.seconds(),
-        "seed": workspace.seed,
-    }
-
-
-def _write_manifest(
-    workspace: Workspace, budget: SizeBudget, strategy: str, result: SearchResult, metrics: Mapping[str, Any]
-) -> None:
-    blueprint, recipe = workspace.blueprint, workspace.blueprint.recipe
-    choice = blueprint.table(budget).to_choice(result.allocation)
-    manifest = build_manifest(
-        space=blueprint.space,
-        partitions=blueprint.byte_model.partitions,
-        allocation=result.allocation,
-        probability=result.probability,
-        sensitivity=workspace.calibration.sensitivity[np.arange(len(choice)), choice],
-        quantizer=recipe.quantizer,
-        activation_bits=recipe.activation_bits,
-        max_length=blueprint.max_length,
-        trim_positions=blueprint.trim_positions,
-        budget=budget,
-        reached={"file": metrics["bytes"]["file"], "counted": metrics["bytes"]["counted"]},
-        breakdown=metrics["bytes"]["breakdown"],
-        metrics=metrics["metric"],
-        strategy=strategy,
-        recovery={
-            "recovery": dataclasses.asdict(recipe.recovery),
-            "distillation": dataclasses.asdict(recipe.distillation),
-            # these decide the initial scales and the order of the rows
-            "calibration": {name: getattr(recipe.search, name) for name in ("held_out", "calibration_samples")},
-        },
-        hashes={
-            **workspace.data_hashes(),
-            "teacher": workspace.teacher_hash,
-            "file": file_sha256(workspace.run.model_dir / PACKED),
-        },
-        versions=versions(),
-        seed=workspace.seed,
-    )
-    write_manifest(workspace.run.model_dir / "allocation.json", manifest)
-
-
-def _show(workspace: Workspace, metrics: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]) -> None:
-    name, size, seconds = metrics["metric"]["name"], metrics["bytes"], metrics["seconds"]
-    whole = workspace.blueprint.full_bytes()
-    full = f"{metrics['metric']['full_precision']:.4f}"
-    rows = [["full precision", f"{whole:,}", "1.0x", full, f"{seconds.get('teacher', 0):.0f}"]]
-    for method, values in sorted(measured.items(), key=lambda item: item[0] == metrics["strategy"]):
-        spent = sum(seconds.get(f"{part}-{method}", 0.0) for part in ("search", "recover", "pack"))
-        label = f"ours ({method})" if method == metrics["strategy"] else method
-        ratio = f"{whole / values['file_bytes']:.1f}x"
-        rows.append([label, f"{values['file_bytes']:,}", ratio, f"{values['metrics'][name]:.4f}", f"{spent:.0f}"])
-    title = f"{metrics['task']}: budget {size['budget']:,} bytes ({size['budget'] / MIB:.2f} MiB, {size['count']})"
-    workspace.progress.table(title, ["model", "file bytes", "ratio", name, "seconds"], rows)
-    shares = ", ".join(f"{share:.0%} from {other}" for other, share in metrics["share_of_subgroups_different_from"].items())
-    workspace.progress.say(f"Sub-groups whose bits differ: {shares}. Shipped: {workspace.run.model_dir}")

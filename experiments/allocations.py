@@ -20,7 +20,7 @@ from typing import Any
 
 import tyro
 
-from autoquant import pipeline
+from autoquant import method, pipeline
 from autoquant.assets import default_backbone
 from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import TerminalProgress
@@ -103,30 +103,31 @@ def measure(options: Options, shared: Workspace, ratio: float, methods: list[str
     """Measure the cells of one ratio and seed, one file each."""
     blueprint = shared.blueprint
     data: Encoded = encode(blueprint.source.tokenizer, blueprint.data.evaluation, blueprint.max_length)
-    full, _ = pipeline.evaluate(shared, shared.teacher, data)
+    full = method.evaluate(shared, shared.teacher, data)
     budget = SizeBudget.ratio(ratio, blueprint.full_bytes())
     fisher = shared.search("fisher", budget).allocation
-    for method in methods:
-        result = shared.search(method, budget)
-        name = cell_name(options, ratio, method, seed)
+    for strategy in methods:
+        result = shared.search(strategy, budget)
+        name = cell_name(options, ratio, strategy, seed)
         shared.progress.say(f"Cell {name}")
         folder = shared.run.path / "cells" / name
-        measured = pipeline.run_method(shared, result, budget, method, folder, lambda: data)
+        built = method.build(shared, result, budget, strategy, folder)
+        metrics = method.measure(shared, folder, strategy, data)
         seconds = shared.run.seconds()
         cell: dict[str, Any] = {
             "task": options.task,
-            "method": method,
+            "method": strategy,
             "ratio": ratio,
             "seed": seed,
             "budget_bytes": budget.bytes,
-            "file_bytes": measured["file_bytes"],
+            "file_bytes": built["file_bytes"],
             "full_precision_bytes": blueprint.full_bytes(),
             "metric": blueprint.data.task.metric,
-            "metrics": measured["metrics"],
+            "metrics": metrics,
             "full_precision": full,
-            "reload_difference": measured["reload_difference"],
+            "reload_difference": built["reload_difference"],
             "share_different_from_fisher": result.allocation.share_different(fisher),
-            "seconds": {"search": seconds.get(f"search-{method}", 0.0), "recover": seconds[f"recover-{method}"]},
+            "seconds": {"search": seconds.get(f"search-{strategy}", 0.0), "recover": seconds[f"recover-{strategy}"]},
             "recipe": dataclasses.asdict(blueprint.recipe),
             "teacher_sha256": shared.teacher_hash,
             "data_sha256": shared.data_hashes(),

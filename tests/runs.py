@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoquant import cli, pipeline
+from autoquant import cli, method
+from autoquant.training.batches import encode
 
 MACHINE = ["--device", "cpu", "--no-compile", "--threads", "1"]
 TEACHER = ["--teacher.epochs", "4", "--teacher.patience", "8", "--teacher.learning-rate", "5e-3"]
@@ -101,13 +102,15 @@ def reference(tiny_model_dir: Path, tiny_data: Path, tmp_path_factory: pytest.Te
 @cache
 def _reference(model: Path, data: Path, run_dir: Path) -> Reference:
     simulated: dict[str, np.ndarray] = {}
-    measure = pipeline.simulated_logits
+    measure = method.simulated_logits
 
     def keep(workspace: Any, supernet: Any, encoded: Any) -> np.ndarray:
-        simulated.setdefault("first", measure(workspace, supernet, encoded))
+        blueprint = workspace.blueprint
+        evaluation = encode(blueprint.source.tokenizer, blueprint.data.evaluation, blueprint.max_length)
+        simulated.setdefault("first", measure(workspace, supernet, evaluation))
         return measure(workspace, supernet, encoded)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "simulated_logits", keep)
+        patch.setattr(method, "simulated_logits", keep)
         cli.main(reference_arguments(model, data, run_dir))
     return Reference(run_dir, model, data, simulated["first"])

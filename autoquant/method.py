@@ -1,0 +1,122 @@
+"""What happens to an allocation, whichever strategy found it? It is recovered, packed, reloaded, compared and measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from autoquant.core.allocation import BitAllocation
+from autoquant.core.cost import SizeBudget
+from autoquant.core.errors import CheckpointError
+from autoquant.pack.checkpoint import write_packed
+from autoquant.pack.modules import FILE_NAME, load_packed
+from autoquant.refine import REFINERS
+from autoquant.strategies import SearchResult
+from autoquant.supernet.build import Supernet
+from autoquant.tasks.metrics import score
+from autoquant.training.batches import Encoded
+from autoquant.training.evaluate import predict_logits
+from autoquant.workspace import Workspace, save_pretrained
+
+RELOAD_TOLERANCE = 1e-5
+RELOAD_TEXTS = 256  # held-out training texts on which the reloaded file is compared with the simulated model
+
+
+def build(workspace: Workspace, result: SearchResult, budget: SizeBudget, method: str, folder: Path) -> dict[str, Any]:
+    """Recover, pack into `folder`, reload and compare; a finished method is read, not done again.
+
+    Returns {"file_bytes", "counted_bytes", "reload_difference"}. Raises CheckpointError if the file is not of the predicted
+    size or its logits differ from the simulated model's by more than 1e-5.
+    """
+    done = workspace.run.finished(f"recover-{method}")
+    if done is not None:
+        return done
+    with workspace.timed(f"recover-{method}"):
+        supernet = recover(workspace, result, budget, method)
+    with workspace.timed(f"pack-{method}"):
+        path = pack(workspace, supernet, result.allocation, folder)
+        difference = _reload_difference(workspace, supernet, folder)
+    exact = workspace.blueprint.byte_model.exact_bytes(result.allocation)
+    if path.stat().st_size != exact:
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, {exact} were predicted: please report this.")
+    if difference > RELOAD_TOLERANCE:
+        raise CheckpointError(f"The reloaded {path} differs from the simulated model by {difference:.2e}: please report this.")
+    counted = workspace.blueprint.byte_model.exact_bytes(result.allocation, budget.count)
+    done = {"file_bytes": exact, "counted_bytes": counted, "reload_difference": difference}
+    workspace.run.finish(f"recover-{method}", done)
+    for refiner in REFINERS:
+        workspace.run.discard_state(f"{refiner}-{method}")
+    return done
+
+
+def measure(workspace: Workspace, folder: Path, method: str, data: Encoded) -> dict[str, float]:
+    """The task's metrics of a packed folder, reloaded; read if they were measured before."""
+    done = workspace.run.finished(f"evaluate-{method}")
+    if done is None:
+        with workspace.timed(f"evaluate-{method}"):
+            done = evaluate(workspace, load_packed(folder).to(workspace.context.device), data)
+        workspace.run.finish(f"evaluate-{method}", done)
+    return done
+
+
+def evaluate(workspace: Workspace, model: nn.Module, data: Encoded) -> dict[str, float]:
+    """The task's metrics of a model on encoded data."""
+    logits = predict_logits(model, data, device=workspace.context.device)
+    return score(workspace.blueprint.data.task.metrics, logits, data.labels)
+
+
+def recover(workspace: Workspace, result: SearchResult, budget: SizeBudget, method: str) -> Supernet:
+    """Training with frozen bits, then module-wise reconstruction: the same for every method. Returns the frozen supernet."""
+    settings = workspace.blueprint.recipe.recovery
+    supernet = workspace.make_supernet(budget).to(workspace.context.device)
+    if settings.start == "search" and result.weights is not None:
+        supernet.model.load_state_dict(result.weights)
+    supernet.freeze(result.allocation)
+    for refiner, steps in (("retrain", settings.steps), ("mrem-s", settings.mrem_steps)):
+        if steps:
+            REFINERS[refiner].refine(
+                supernet,
+                workspace.teacher,
+                workspace.train_all,
+                workspace.outputs,
+                settings,
+                workspace.blueprint.recipe.distillation,
+                workspace.context,
+                f"{refiner}-{method}",
+            )
+    return supernet
+
+
+def pack(workspace: Workspace, supernet: Supernet, allocation: BitAllocation, folder: Path) -> Path:
+    """Write config, tokenizer and the packed weights into `folder`; returns the packed file."""
+    blueprint = workspace.blueprint
+    save_pretrained(folder, _config_to_ship(workspace), blueprint.source.tokenizer)
+    state, scales = supernet.packed_state()
+    settings = blueprint.packed_settings()
+    return write_packed(folder / FILE_NAME, state, scales, allocation, blueprint.byte_model, blueprint.quantizer, settings)
+
+
+def _config_to_ship(workspace: Workspace) -> Any:
+    teacher: Any = workspace.teacher
+    config = type(teacher.config).from_dict(teacher.config.to_dict())
+    config.architectures = [type(teacher).__name__]
+    config.quantization_config = {"quant_method": "autoquant", **workspace.blueprint.packed_settings()}
+    return config
+
+
+def simulated_logits(workspace: Workspace, supernet: Supernet, data: Encoded) -> np.ndarray:
+    """Logits of the simulated model, to hold the reloaded file against."""
+    plain, _ = dataclasses.replace(workspace.blueprint.source, path=str(workspace.run.teacher_dir)).load(workspace.seed)
+    model = supernet.materialize(plain).to(workspace.context.device)
+    return predict_logits(model, data, device=workspace.context.device)
+
+
+def _reload_difference(workspace: Workspace, supernet: Supernet, folder: Path) -> float:
+    """The largest difference between the logits of the reloaded file and of the simulated model."""
+    data = workspace.held_out.select(np.arange(min(RELOAD_TEXTS, len(workspace.held_out))))
+    reloaded = predict_logits(load_packed(folder).to(workspace.context.device), data, device=workspace.context.device)
+    return float(np.abs(reloaded - simulated_logits(workspace, supernet, data)).max())

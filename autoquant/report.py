@@ -1,0 +1,112 @@
+"""What does a run say at its end? metrics.json, allocation.json, and a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from autoquant.core.cost import MIB, SizeBudget
+from autoquant.core.run import file_sha256, versions
+from autoquant.export.manifest import build_manifest, write_manifest
+from autoquant.pack.modules import FILE_NAME
+from autoquant.strategies import SearchResult
+from autoquant.workspace import Workspace
+
+
+def summarise(
+    workspace: Workspace,
+    budget: SizeBudget,
+    strategy: str,
+    results: Mapping[str, SearchResult],
+    measured: Mapping[str, Mapping[str, Any]],
+    full: Mapping[str, float],
+) -> dict[str, Any]:
+    task, blueprint, ours = workspace.blueprint.data.task, workspace.blueprint, measured[strategy]
+    fisher = workspace.search("fisher", budget).allocation
+    allocation = results[strategy].allocation
+    differs = {"fisher": allocation.share_different(fisher)}
+    if "uniform" in results:
+        differs["uniform"] = allocation.share_different(results["uniform"].allocation)
+    encoder = [p for p in blueprint.byte_model.partitions if p.matrix.layer is not None]
+    uniform = measured["uniform"]["metrics"][task.metric] if "uniform" in measured else None
+    return {
+        "task": task.name,
+        "strategy": strategy,
+        "metric": {
+            "name": task.metric,
+            "value": ours["metrics"][task.metric],
+            "full_precision": full[task.metric],
+            "uniform": uniform,
+        },
+        "all_metrics": {"full_precision": full, **{name: m["metrics"] for name, m in measured.items()}},
+        "bytes": {
+            "budget": budget.bytes,
+            "count": budget.count,
+            "counted": ours["counted_bytes"],
+            "file": ours["file_bytes"],
+            "full_precision": blueprint.full_bytes(budget.count),
+            "breakdown": blueprint.byte_model.breakdown(allocation),
+            "controls": {name: m["file_bytes"] for name, m in measured.items() if name != strategy},
+        },
+        "encoder_bits_per_weight": allocation.mean_bits(encoder),
+        "share_of_subgroups_different_from": differs,
+        "reload_difference": max(m["reload_difference"] for m in measured.values()),
+        "seconds": workspace.run.seconds(),
+        "seed": workspace.seed,
+    }
+
+
+def write_allocation(
+    workspace: Workspace, budget: SizeBudget, strategy: str, result: SearchResult, metrics: Mapping[str, Any]
+) -> None:
+    blueprint, recipe = workspace.blueprint, workspace.blueprint.recipe
+    choice = blueprint.table(budget).to_choice(result.allocation)
+    manifest = build_manifest(
+        space=blueprint.space,
+        partitions=blueprint.byte_model.partitions,
+        allocation=result.allocation,
+        probability=result.probability,
+        sensitivity=workspace.calibration.sensitivity[np.arange(len(choice)), choice],
+        quantizer=recipe.quantizer,
+        activation_bits=recipe.activation_bits,
+        max_length=blueprint.max_length,
+        trim_positions=blueprint.trim_positions,
+        budget=budget,
+        reached={"file": metrics["bytes"]["file"], "counted": metrics["bytes"]["counted"]},
+        breakdown=metrics["bytes"]["breakdown"],
+        metrics=metrics["metric"],
+        strategy=strategy,
+        recovery={
+            "recovery": dataclasses.asdict(recipe.recovery),
+            "distillation": dataclasses.asdict(recipe.distillation),
+            # these decide the initial scales and the order of the rows
+            "calibration": {name: getattr(recipe.search, name) for name in ("held_out", "calibration_samples")},
+        },
+        hashes={
+            **workspace.data_hashes(),
+            "teacher": workspace.teacher_hash,
+            "file": file_sha256(workspace.run.model_dir / FILE_NAME),
+        },
+        versions=versions(),
+        seed=workspace.seed,
+    )
+    write_manifest(workspace.run.model_dir / "allocation.json", manifest)
+
+
+def show(workspace: Workspace, metrics: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]) -> None:
+    name, size, seconds = metrics["metric"]["name"], metrics["bytes"], metrics["seconds"]
+    whole = workspace.blueprint.full_bytes()
+    full = f"{metrics['metric']['full_precision']:.4f}"
+    rows = [["full precision", f"{whole:,}", "1.0x", full, f"{seconds.get('teacher', 0):.0f}"]]
+    for method, values in sorted(measured.items(), key=lambda item: item[0] == metrics["strategy"]):
+        spent = sum(seconds.get(f"{part}-{method}", 0.0) for part in ("search", "recover", "pack"))
+        label = f"ours ({method})" if method == metrics["strategy"] else method
+        ratio = f"{whole / values['file_bytes']:.1f}x"
+        rows.append([label, f"{values['file_bytes']:,}", ratio, f"{values['metrics'][name]:.4f}", f"{spent:.0f}"])
+    title = f"{metrics['task']}: budget {size['budget']:,} bytes ({size['budget'] / MIB:.2f} MiB, {size['count']})"
+    workspace.progress.table(title, ["model", "file bytes", "ratio", name, "seconds"], rows)
+    shares = ", ".join(f"{share:.0%} from {other}" for other, share in metrics["share_of_subgroups_different_from"].items())
+    workspace.progress.say(f"Sub-groups whose bits differ: {shares}. Shipped: {workspace.run.model_dir}")
