@@ -13,6 +13,7 @@ import torch
 
 from autoquant.core.progress import SilentProgress
 from autoquant.refine import REFINERS
+from autoquant.training.distillation import TeacherOutputs
 from autoquant.training.evaluate import predict_logits
 
 every_refiner = pytest.mark.parametrize("name", REFINERS)
@@ -72,6 +73,21 @@ def test_the_teacher_stays(name: str, bench: Any) -> None:
         bench.refine(name, bench.supernet(), context, steps=3, mrem_steps=2)
     assert all(torch.equal(tensor, before[key]) for key, tensor in bench.teacher.state_dict().items())
     assert all(parameter.grad is None for parameter in bench.teacher.parameters())
+
+
+@every_refiner
+def test_no_batch_comes_twice_in_an_epoch(name: str, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = TeacherOutputs.batch, []
+
+    def watching(self: TeacherOutputs, indices: np.ndarray) -> Any:
+        seen.append(indices)
+        return real(self, indices)
+
+    monkeypatch.setattr(TeacherOutputs, "batch", watching)
+    with bench.open_context() as context:
+        bench.refine(name, bench.supernet(), context, steps=20, mrem_steps=20, mrem_modules=1)
+    assert len(seen) == 20
+    assert len(np.unique(np.concatenate(seen))) == 20 * 16 == len(bench.data)
 
 
 class InterruptingProgress(SilentProgress):
