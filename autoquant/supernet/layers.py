@@ -55,17 +55,15 @@ class MixedWeight(nn.Module):
         """The quantised weight of all rows, or of the given ones: [rows, columns]."""
         if self._share is None:
             raise RuntimeError("use_mixture or use_choice comes before the first forward pass")
-        group = self.group_of_row if rows is None else self.group_of_row[rows]
-        weight = self.weight if rows is None else self.weight[rows]
-        at = (group if not self.per_row else slice(None)) if rows is None else (rows if self.per_row else group)
-        log_scale = self.log_scale[at]
-        share = self._share[group]
+        at = slice(None) if rows is None else rows
+        group = self.group_of_row[at]
+        log_scale = self.log_scale[at] if self.per_row else self.log_scale[group]
         if self._column is None:
             limit, offset = self.limit.expand(len(group), -1), self.offset.expand(len(group), -1)
-            return mix(weight, log_scale.exp(), limit, offset, share)
-        column = self._column[group][:, None]
-        limit, offset = self.limit[column[:, 0]][:, None], self.offset[column[:, 0]][:, None]
-        return mix(weight, log_scale.gather(1, column).exp(), limit, offset, share)
+        else:
+            column = self._column[group][:, None]
+            log_scale, limit, offset = log_scale.gather(1, column), self.limit[column], self.offset[column]
+        return mix(self.weight[at], log_scale.exp(), limit, offset, self._share[group])
 
     def chosen_scale(self, column: Tensor) -> Tensor:
         """Scales of one width per sub-group as float16 stores them: [rows or groups] float32."""
