@@ -372,3 +372,16 @@ def test_apply_refuses_what_is_no_allocation(
     assert "is not JSON" in failure(["apply", str(tmp_path / "b.json"), *files, *run_dir], capsys)
     assert "Cannot read" in failure(["apply", str(tmp_path / "c.json"), *files, *run_dir], capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_broken_architecture_loss_is_one_line_and_resumable(
+    tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    arguments = search_arguments(tiny_classifier_dir, tiny_data, run_dir, "--search.steps", 8)
+    loss, calls = dnas.distillation_loss, iter(range(100))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dnas, "distillation_loss", lambda *a: loss(*a) * (float("nan") if next(calls) >= 4 else 1.0))
+        assert "is nan at step" in failure([*arguments, "--checkpoint-seconds", "0"], capsys)
+    cli.main([*arguments, "--resume"])
+    assert (run_dir / "metrics.json").exists()

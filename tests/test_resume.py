@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from autoquant import cli
+from autoquant.refine import mrem
 from autoquant.strategies import dnas
 from runs import Reference, log_of, reference, reference_arguments, search, search_arguments, start
 
@@ -113,6 +114,24 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert errors.startswith("autoquant: ")
     assert errors.count("\n") == 1
     return errors
+
+
+def test_ctrl_c_in_a_later_refiner_does_not_redo_the_earlier_one(reference: Reference, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    arguments = reference_arguments(reference.model, reference.data, run_dir)
+    loss, calls = mrem.hidden_loss, iter(range(1000))
+
+    def interrupting(*inputs: Any) -> torch.Tensor:
+        if next(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return loss(*inputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mrem, "hidden_loss", interrupting)
+        with pytest.raises(SystemExit, match="130"):
+            cli.main(arguments)
+    cli.main([*arguments, "--resume"])
+    assert_same(run_dir, reference)
 
 
 def test_a_second_process_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -49,17 +50,17 @@ class ModelSource:
         from transformers import AutoModelForSequenceClassification
 
         torch.manual_seed(seed)
+        config = copy.deepcopy(self.config)
+        config.max_position_embeddings = _config(self.path).max_position_embeddings  # trimmed below
         model, report = _from_hub(
             self.path,
             lambda **options: AutoModelForSequenceClassification.from_pretrained(
-                self.path, num_labels=self.config.num_labels, dtype=torch.float32, output_loading_info=True, **options
+                self.path, config=config, dtype=torch.float32, output_loading_info=True, **options
             ),
         )
         missing = sorted(report["missing_keys"])
         self._check_encoder(missing)
         has_head = not missing
-        model.config.id2label, model.config.label2id = self.config.id2label, self.config.label2id
-        model.config.problem_type = self.config.problem_type
         if self.config.max_position_embeddings < model.config.max_position_embeddings:
             model = self._trimmed(model)
         return model, has_head
@@ -90,10 +91,8 @@ def open_model(path: str, label_names: tuple[str, ...] | None, max_length: int, 
     `label_names` are the classes (None = regression). Raises ModelError for a missing model, an architecture that is not
     supported, a head of another size, or a `max_length` beyond the model's positions or too short for any text.
     """
-    from transformers import AutoConfig
-
     quiet_transformers()
-    config = _from_hub(path, lambda **options: AutoConfig.from_pretrained(path, **options))
+    config = _config(path)
     if config.model_type not in BACKBONES:
         raise ModelError(f"{path} is a '{config.model_type}' model; supported are {', '.join(BACKBONES)}.")
     if max_length < SHORTEST:
@@ -106,6 +105,8 @@ def open_model(path: str, label_names: tuple[str, ...] | None, max_length: int, 
             f"{path} has a head of {config.num_labels} outputs, the data has {outputs} "
             f"({'regression' if label_names is None else 'classes'}): give matching data or the bare encoder."
         )
+    if _has_trained_head(config) and label_names is not None:
+        _check_order(path, [str(config.id2label[index]) for index in range(outputs)], label_names)
     config.num_labels = outputs
     config.problem_type = "regression" if label_names is None else "single_label_classification"
     if label_names is not None:
@@ -124,6 +125,19 @@ def load_tokenizer(path: str) -> Any:
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without tokenizer files
         raise ModelError(f"{path} has no vocabulary: bring its tokenizer.json or vocab.txt.")
     return tokenizer
+
+
+def _config(path: str) -> Any:
+    from transformers import AutoConfig
+
+    return _from_hub(path, lambda **options: AutoConfig.from_pretrained(path, **options))
+
+
+def _check_order(path: str, head: list[str], labels: tuple[str, ...]) -> None:
+    """Raise ModelError when a head names the same classes in another order; names such as LABEL_0 say nothing."""
+    there, here = [name.lower() for name in head], [name.lower() for name in labels]
+    if sorted(there) == sorted(here) and there != here:
+        raise ModelError(f"{path} orders the classes {', '.join(head)}, the data {', '.join(labels)}: reorder the model's head.")
 
 
 def _has_trained_head(config: Any) -> bool:

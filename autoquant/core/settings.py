@@ -35,6 +35,7 @@ class TeacherSettings:
     def __post_init__(self) -> None:
         least = min(self.epochs, self.patience, self.batch_size)
         _check(least > 0, "Teacher epochs, patience and batch size must be at least 1.")
+        _check(self.learning_rate > 0, f"Teacher learning rate {self.learning_rate} must be above 0.")
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,11 @@ class SearchSettings:
         least = min(self.steps, self.batch_size, self.calibration_samples)
         _check(least > 0, "Search steps, batch size and calibration samples must be at least 1.")
         _check(0 < self.held_out < 0.9, f"held-out {self.held_out} must lie between 0 and 0.9.")
+        rates = (self.weight_learning_rate, self.scale_learning_rate, self.architecture_learning_rate)
+        _check(min(rates) > 0, f"Search learning rates {rates} must be above 0.")
+        _check(0 <= self.warmup <= 1 and 0 <= self.anneal_after <= 1, "warmup and anneal-after are shares of the steps, 0 to 1.")
+        smallest = min(self.penalty, self.penalty_rate, self.prior_strength)
+        _check(smallest >= 0, "penalty, penalty rate and prior strength must not be negative.")
         _check(self.temperature_start >= self.temperature_end > 0, "Temperatures must be positive and must not rise.")
 
 
@@ -113,6 +119,8 @@ class RecoverySettings:
     def __post_init__(self) -> None:
         _check(min(self.steps, self.mrem_steps) >= 0, "Recovery steps must not be negative.")
         _check(min(self.batch_size, self.mrem_modules) > 0, "Recovery batch size and modules must be at least 1.")
+        rates = (self.learning_rate, self.scale_learning_rate, self.mrem_learning_rate)
+        _check(min(rates) > 0, f"Recovery learning rates {rates} must be above 0.")
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,7 @@ def from_mapping(cls: type[Any], data: Mapping[str, Any], where: str) -> Any:
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
     if typing.get_origin(hint) is Literal:
-        if value not in typing.get_args(hint):
+        if (type(value), value) not in [(type(known), known) for known in typing.get_args(hint)]:
             raise SpaceError(f"{where} = {value!r} is not one of {', '.join(map(repr, typing.get_args(hint)))}.")
         return value
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) in (tuple, list):

@@ -69,9 +69,10 @@ def run_steps(
         while done < steps and not stop():
             seed_step(context.seed, stage, done)
             values = step(done)
-            if not math.isfinite(values["loss"]):
+            broken = [name for name, value in values.items() if not math.isfinite(value)]
+            if broken:
                 raise TrainingError(
-                    f"{title}: the loss is {values['loss']} at step {done} of {steps}. Lower the learning rate, "
+                    f"{title}: the {broken[0]} is {values[broken[0]]} at step {done} of {steps}. Lower the learning rate, "
                     "and check the data for broken values."
                 )
             context.run.log(stage, step=done, **values)
@@ -82,6 +83,8 @@ def run_steps(
                 saved_at = time.monotonic()
             if interrupted.is_set():
                 raise KeyboardInterrupt
+    if done > start:
+        _save(context, stage, state, done)  # a later stage's checkpoint must not outrun this one's
     return done
 
 

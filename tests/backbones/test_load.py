@@ -143,3 +143,20 @@ def test_a_name_that_is_nowhere_is_one_line(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match="is no directory here and could not be fetched"):
         opened(Path("nobody/nothing"))
+
+
+def test_a_bare_encoder_marked_as_a_classifier_can_learn_a_regression(tiny_model_dir: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "marked"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "problem_type": "single_label_classification"}))
+    model, has_head = opened(folder, labels=None).load(seed=0)
+    assert not has_head
+    assert model.config.problem_type == "regression"
+
+
+def test_a_head_with_its_classes_in_another_order_is_refused(broken: Path) -> None:
+    config = json.loads((broken / "config.json").read_text())
+    names = {"id2label": {"0": "Positive", "1": "Negative"}, "label2id": {"Positive": 0, "Negative": 1}}
+    (broken / "config.json").write_text(json.dumps({**config, **names}))
+    with pytest.raises(ModelError, match="orders the classes Positive, Negative, the data negative, positive"):
+        opened(broken)

@@ -103,3 +103,23 @@ def test_settings_survive_the_manifest(settings: Any) -> None:
 def test_an_architecture_without_a_loss_is_refused() -> None:
     with pytest.raises(SpaceError, match="architecture has no loss"):
         Recipe(distillation=DistillationSettings(logits=0.0, hidden=1.0))
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "message"),
+    [
+        (TeacherSettings, {"learning_rate": -1e-5}, "must be above 0"),
+        (RecoverySettings, {"learning_rate": 0.0}, "must be above 0"),
+        (SearchSettings, {"architecture_learning_rate": -0.1}, "must be above 0"),
+        (SearchSettings, {"warmup": 3.0}, "shares of the steps"),
+        (SearchSettings, {"penalty": -1.0}, "must not be negative"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(cls: type, values: dict[str, float], message: str) -> None:
+    with pytest.raises(SpaceError, match=message):
+        cls(**values)
+
+
+def test_eight_point_zero_is_no_bit_width() -> None:
+    with pytest.raises(SpaceError, match=r"activation_bits = 8\.0 is not one of"):
+        from_mapping(Recipe, {"activation_bits": 8.0}, "mine.toml")
