@@ -252,6 +252,7 @@ class Workspace:
         """Clip search and sensitivities on a few hundred training texts."""
         saved = self.run.load_state("calibration")
         if saved is None:
+            _ = self.teacher  # its time is its own stage's
             with self.timed("calibrate"):
                 saved = self._calibrate()
             self.run.save_state("calibration", saved)
