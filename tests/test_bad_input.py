@@ -303,15 +303,15 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 def test_a_disk_that_fills_up_later_leaves_a_resumable_run(
-    tiny_model_dir: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = search_arguments(tiny_model_dir, tiny_data, tmp_path / "run")
-    for size, place in ((4_000, "teacher"), (80_000, "teacher"), (120_000, "checkpoint/search-dnas-result.pt")):
+    arguments = search_arguments(tiny_classifier_dir, tiny_data, tmp_path / "run")
+    for size, place in ((4_000, "teacher"), (80_000, "teacher"), (120_000, "checkpoint/search-dnas.pt")):
         with largest_file(size):
             message = failure(arguments, capsys)
         assert f"No space left to write {tmp_path / 'run' / place} " in message
         assert "goes on with --resume" in message
-        arguments = [*search_arguments(tiny_model_dir, tiny_data, tmp_path / "run"), "--resume"]
+        arguments = [*search_arguments(tiny_classifier_dir, tiny_data, tmp_path / "run"), "--resume"]
     cli.main(arguments)
     assert (tmp_path / "run" / "metrics.json").exists()
 
