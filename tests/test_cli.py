@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -45,15 +44,13 @@ def test_every_option_of_the_commands_says_what_it_is_for() -> None:
     assert silent == []
 
 
-def test_help_is_quick_and_works_without_torch(tmp_path: Path) -> None:
+def test_help_works_without_torch(tmp_path: Path) -> None:
     """The console command, in a process where heavy packages cannot be imported."""
     for name in ("torch", "transformers", "datasets", "sklearn"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('too heavy for --help')\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-m", "autoquant.cli"]
-    began = time.monotonic()
     done = subprocess.run([*command, "--help"], env=environment, capture_output=True, text=True, check=True)
-    assert time.monotonic() - began < 10
     assert all(name in done.stdout for name in COMMANDS)
     assert done.stderr == ""
 
