@@ -2,9 +2,11 @@
 
 import os
 import random
+import signal
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background is born with Ctrl-C ignored
 
 import pytest
 import torch

@@ -247,7 +247,7 @@ def test_without_a_network_a_hub_model_fails_soon(
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
-    failure(search_arguments(Path("nobody/nothing"), tiny_data, tmp_path / "run"), capsys)
+    failure(search_arguments(Path("nobody/asked-before"), tiny_data, tmp_path / "run"), capsys)
     assert len(asked) == 1
     assert asked[0] <= 10
 
