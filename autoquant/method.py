@@ -11,7 +11,7 @@ from torch import nn
 
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
-from autoquant.core.errors import CheckpointError
+from autoquant.core.errors import BudgetError, CheckpointError
 from autoquant.pack.checkpoint import write_packed
 from autoquant.pack.modules import FILE_NAME, load_packed
 from autoquant.refine import REFINERS
@@ -46,6 +46,8 @@ def build(workspace: Workspace, result: SearchResult, budget: SizeBudget, method
     if difference > RELOAD_TOLERANCE:
         raise CheckpointError(f"The reloaded {path} differs from the simulated model by {difference:.2e}: please report this.")
     counted = workspace.blueprint.byte_model.exact_bytes(result.allocation, budget.count)
+    if counted > budget.bytes:
+        raise BudgetError(f"The allocation of {method} counts {counted} bytes, the budget is {budget.bytes}: raise the budget.")
     done = {"file_bytes": exact, "counted_bytes": counted, "reload_difference": difference}
     workspace.run.finish(f"recover-{method}", done)
     for refiner in REFINERS:

@@ -163,6 +163,10 @@ def apply(
     }
     with RunDirectory.open(run_dir, settings, resume, expected_bytes=6 * blueprint.full_bytes()) as run:
         workspace = Workspace(blueprint, run, progress, machine, manifest["seed"])
+        recorded = {"teacher": workspace.teacher_hash, "train": data.train.sha256()}
+        other = [name for name, value in recorded.items() if manifest["hashes"].get(name) != value]
+        if other:
+            progress.say(f"Note: not the same {' and '.join(other)} as the allocation's; the result will differ from its run.")
         return _finish(workspace, budget, manifest["strategy"], {manifest["strategy"]: SearchResult(allocation)})
 
 

@@ -28,8 +28,7 @@ def summarise(
     fisher = workspace.search("fisher", budget).allocation
     allocation = results[strategy].allocation
     differs = {"fisher": allocation.share_different(fisher)}
-    if "uniform" in results:
-        differs["uniform"] = allocation.share_different(results["uniform"].allocation)
+    differs["uniform"] = allocation.share_different(workspace.search("uniform", budget).allocation)
     encoder = [p for p in blueprint.byte_model.partitions if p.matrix.layer is not None]
     uniform = measured["uniform"]["metrics"][task.metric] if "uniform" in measured else None
     return {
@@ -47,7 +46,8 @@ def summarise(
             "count": budget.count,
             "counted": ours["counted_bytes"],
             "file": ours["file_bytes"],
-            "full_precision": blueprint.full_bytes(budget.count),
+            "full_precision": blueprint.full_bytes(),
+            "full_precision_counted": blueprint.full_bytes(budget.count),
             "breakdown": blueprint.byte_model.breakdown(allocation),
             "controls": {name: m["file_bytes"] for name, m in measured.items() if name != strategy},
         },

@@ -92,9 +92,14 @@ def workspace(options: Options, data: TaskData, teacher: Path, ratio: float, see
     """The shared start of all cells of one ratio and seed; several processes can work on different ones."""
     recipe = load_preset(options.preset)
     blueprint = Blueprint.draw(str(teacher), data, recipe, options.max_length, trim_positions=False)
-    shared = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in ("search", "teacher")}
-    teacher_hash = file_sha256(teacher / "model.safetensors")
-    settings = {"recipe": shared, "data": data.train.sha256(), "teacher": teacher_hash, "seed": seed}
+    settings = {
+        "recipe": dataclasses.asdict(recipe),
+        "data": [data.train.sha256(), data.evaluation.sha256()],
+        "teacher": file_sha256(teacher / "model.safetensors"),
+        "max_length": options.max_length,
+        "threads": options.threads,
+        "seed": seed,
+    }
     with RunDirectory.open(options.runs / f"{options.task}-{ratio:g}x-seed{seed}", settings, resume=True) as run:
         yield Workspace(blueprint, run, TerminalProgress(), Machine(threads=options.threads), seed)
 

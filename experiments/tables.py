@@ -37,6 +37,9 @@ def allocations() -> str:
     cells = [json.loads(path.read_text()) for path in sorted((RESULTS / "allocations").glob("sst2-*.json"))]
     if not cells:
         return "No cells yet: run `python experiments/allocations.py --data-dir glue`."
+    for key in ("recipe", "teacher_sha256", "data_sha256"):
+        if len({json.dumps(cell[key], sort_keys=True) for cell in cells}) > 1:
+            raise SystemExit(f"The cells differ in {key}: a table must not mix them; measure the older ones again.")
     frame = pd.DataFrame(
         {
             "method": cell["method"],
@@ -54,13 +57,14 @@ def allocations() -> str:
     for method, label in METHODS.items():
         rows = frame[frame.method == method]
         cell_texts = [_cell(rows[rows.ratio == ratio]) for ratio in RATIOS]
-        spent = [f"{rows[name].mean():.0f}" if len(rows) else "" for name in ("search", "recover")]
+        spent = [f"{rows[name].median():.0f}" if len(rows) else "" for name in ("search", "recover")]
         lines.append(f"| {label} | {' | '.join(cell_texts)} | {' | '.join(spent)} |")
     present = {(c["method"], int(c["ratio"]), c["seed"]) for c in cells}
     wanted = [(m, r, s) for m in METHODS for r in RATIOS for s in SEEDS]
     missing = [f"{m} {r}x seed {s}" for m, r, s in wanted if (m, r, s) not in present]
     note = f"Missing cells: {', '.join(missing)}." if missing else "All cells are there."
-    return "\n".join([*lines, "", f"Mean (smallest to largest) over seeds; n = number of seeds. {note}"])
+    about = "Mean (smallest to largest) over seeds, n of them; seconds are medians on one shared core."
+    return "\n".join([*lines, "", f"{about} {note}"])
 
 
 def _cell(rows: pd.DataFrame) -> str:
@@ -76,8 +80,11 @@ def main() -> None:
         print(table)
         if options.write:
             readme = ROOT / "README.md"
-            pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(\n<!-- /table -->)", re.DOTALL)
-            readme.write_text(pattern.sub(lambda match, table=table: match[1] + table + match[2], readme.read_text("utf-8")))
+            pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- /table -->)", re.DOTALL)
+            text, found = pattern.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", readme.read_text("utf-8"))
+            if found != 1:
+                raise SystemExit(f"README.md has {found} places for the table '{name}'.")
+            readme.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
