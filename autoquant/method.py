@@ -14,7 +14,7 @@ from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import BudgetError, CheckpointError
 from autoquant.pack.checkpoint import write_packed
 from autoquant.pack.modules import FILE_NAME, load_packed
-from autoquant.refine import REFINERS
+from autoquant.refine import REFINERS, RefineProblem
 from autoquant.strategies import SearchResult
 from autoquant.supernet.build import Supernet
 from autoquant.tasks.metrics import score
@@ -73,23 +73,19 @@ def evaluate(workspace: Workspace, model: nn.Module, data: Encoded) -> dict[str,
 
 def recover(workspace: Workspace, result: SearchResult, budget: SizeBudget, method: str) -> Supernet:
     """Training with frozen bits, then module-wise reconstruction: the same for every method. Returns the frozen supernet."""
-    settings = workspace.blueprint.recipe.recovery
+    recipe = workspace.blueprint.recipe
+    settings = recipe.recovery
     supernet = workspace.make_supernet(budget).to(workspace.context.device)
     if settings.start == "search" and result.weights is not None:
         supernet.model.load_state_dict(result.weights)
     supernet.freeze(result.allocation)
     for refiner, steps in (("retrain", settings.steps), ("mrem-s", settings.mrem_steps)):
         if steps:
-            REFINERS[refiner].refine(
-                supernet,
-                workspace.teacher,
-                workspace.train_all,
-                workspace.outputs,
-                settings,
-                workspace.blueprint.recipe.distillation,
-                workspace.context,
-                f"{refiner}-{method}",
+            stage = f"{refiner}-{method}"
+            problem = RefineProblem(
+                supernet, workspace.teacher, workspace.outputs, settings, recipe.distillation, workspace.context, stage
             )
+            REFINERS[refiner].refine(problem)
     return supernet
 
 

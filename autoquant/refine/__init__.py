@@ -1,9 +1,9 @@
 """How does a frozen allocation get its accuracy back? One file a refiner; each works in place on a frozen supernet."""
 
-from autoquant.refine.base import Refiner
+from autoquant.refine.base import RefineProblem, Refiner
 from autoquant.refine.mrem import SequentialMrem
 from autoquant.refine.retrain import Retrain
 
 REFINERS: dict[str, Refiner] = {"retrain": Retrain(), "mrem-s": SequentialMrem()}
 
-__all__ = ["REFINERS", "Refiner"]
+__all__ = ["REFINERS", "RefineProblem", "Refiner"]

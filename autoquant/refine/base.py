@@ -1,29 +1,35 @@
-"""The protocol of a refiner."""
+"""The protocol of a refiner: a problem in, the supernet in it improved."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import nn
 
 from autoquant.core.settings import DistillationSettings, RecoverySettings
 from autoquant.supernet.build import Supernet
-from autoquant.training.batches import Encoded
 from autoquant.training.distillation import TeacherOutputs
 from autoquant.training.loop import Context
 
 
-class Refiner(Protocol):
-    """Improves the weights and scales of a frozen supernet in place; `stage` names its checkpoint and log lines."""
+@dataclass(frozen=True, eq=False)
+class RefineProblem:
+    """A frozen supernet, the teacher, and the teacher's outputs on the texts to learn from (`outputs.data`)."""
 
-    def refine(
-        self,
-        supernet: Supernet,
-        teacher: nn.Module,
-        data: Encoded,
-        outputs: TeacherOutputs,
-        settings: RecoverySettings,
-        distillation: DistillationSettings,
-        context: Context,
-        stage: str,
-    ) -> None: ...
+    supernet: Supernet
+    teacher: nn.Module
+    outputs: TeacherOutputs
+    settings: RecoverySettings
+    distillation: DistillationSettings
+    context: Context
+    stage: str
+    """Names the checkpoint and the log lines."""
+
+
+class Refiner(Protocol):
+    """Frozen, without state of its own."""
+
+    def refine(self, problem: RefineProblem) -> None:
+        """Improve the weights and scales of `problem.supernet` in place."""
+        ...

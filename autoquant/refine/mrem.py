@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from autoquant.core.schedule import teacher_forcing, warmup_linear
-from autoquant.core.settings import DistillationSettings, RecoverySettings
 from autoquant.core.subgroup import even_sizes
+from autoquant.refine.base import RefineProblem
 from autoquant.supernet.build import Supernet
-from autoquant.training.batches import BatchOrder, Encoded
-from autoquant.training.distillation import TeacherOutputs, hidden_loss
-from autoquant.training.loop import Context, Stateful, run_steps
+from autoquant.training.batches import BatchOrder
+from autoquant.training.distillation import hidden_loss
+from autoquant.training.loop import Stateful, run_steps
 
 
 def module_boundaries(layers: int, modules: int) -> list[tuple[int, int]]:
@@ -105,17 +105,9 @@ class _StopForwardError(Exception):
 class SequentialMrem:
     """MREM-S: modules one after the other, earlier ones frozen."""
 
-    def refine(
-        self,
-        supernet: Supernet,
-        teacher: nn.Module,
-        data: Encoded,
-        outputs: TeacherOutputs,
-        settings: RecoverySettings,
-        distillation: DistillationSettings,
-        context: Context,
-        stage: str,
-    ) -> None:
+    def refine(self, problem: RefineProblem) -> None:
+        supernet, settings, context = problem.supernet, problem.settings, problem.context
+        data = problem.outputs.data
         ranges = module_boundaries(len(encoder_layers(supernet)), settings.mrem_modules)
         modules = [LayerRange(supernet, first, last) for first, last in ranges]
         steps, rate = settings.mrem_steps, settings.mrem_learning_rate
@@ -127,7 +119,7 @@ class SequentialMrem:
             module, optimizer = modules[turn], optimizers[turn]
             optimizer.param_groups[0]["lr"] = rate * warmup_linear(local, steps)
             indices = order.indices(local)
-            batch, target = data.collate(indices, context.device), outputs.batch(indices)
+            batch, target = data.collate(indices, context.device), problem.outputs.batch(indices)
             with context.autocast():
                 output = module.output(batch, target.hidden[module.first], teacher_forcing(local, max(1, steps // 2)))
             loss = hidden_loss((output,), target.hidden[module.last][None], batch["attention_mask"])
@@ -139,4 +131,4 @@ class SequentialMrem:
         supernet.eval()
         state: dict[str, Stateful] = {"model": supernet.model}
         state |= {f"optimizer{i}": optimizer for i, optimizer in enumerate(optimizers)}
-        run_steps(context, stage, "Reconstruct", len(modules) * steps, step, state)
+        run_steps(context, problem.stage, "Reconstruct", len(modules) * steps, step, state)

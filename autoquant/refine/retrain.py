@@ -5,31 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from autoquant.core.schedule import warmup_linear
-from autoquant.core.settings import DistillationSettings, RecoverySettings
-from autoquant.supernet.build import Supernet
-from autoquant.training.batches import BatchOrder, Encoded
-from autoquant.training.distillation import TeacherOutputs, distillation_loss
-from autoquant.training.loop import Context, Stateful, run_steps
+from autoquant.refine.base import RefineProblem
+from autoquant.training.batches import BatchOrder
+from autoquant.training.distillation import distillation_loss
+from autoquant.training.loop import Stateful, run_steps
 
 
 @dataclass(frozen=True)
 class Retrain:
     """AdamW on weights and log-scales, linear decay to 0."""
 
-    def refine(
-        self,
-        supernet: Supernet,
-        teacher: nn.Module,
-        data: Encoded,
-        outputs: TeacherOutputs,
-        settings: RecoverySettings,
-        distillation: DistillationSettings,
-        context: Context,
-        stage: str,
-    ) -> None:
+    def refine(self, problem: RefineProblem) -> None:
+        supernet, settings, context = problem.supernet, problem.settings, problem.context
+        data = problem.outputs.data
         order = BatchOrder(data, settings.batch_size, context.seed)
         rates = (settings.learning_rate, settings.scale_learning_rate)
         optimizer = torch.optim.AdamW(
@@ -45,7 +35,8 @@ class Retrain:
                 group["lr"] = rate * warmup_linear(number, settings.steps, warmup=0.05)
             indices = order.indices(number)
             with context.autocast():
-                loss = distillation_loss(supernet, data.collate(indices, context.device), outputs.batch(indices), distillation)
+                batch, target = data.collate(indices, context.device), problem.outputs.batch(indices)
+                loss = distillation_loss(supernet, batch, target, problem.distillation)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -53,4 +44,4 @@ class Retrain:
 
         supernet.eval()  # no dropout: the teacher's outputs are the target, not noise around them
         state: dict[str, Stateful] = {"model": supernet.model, "optimizer": optimizer}
-        run_steps(context, stage, f"Recover {stage.split('-')[-1]}", settings.steps, step, state)
+        run_steps(context, problem.stage, f"Recover {problem.stage.split('-')[-1]}", settings.steps, step, state)

@@ -20,7 +20,7 @@ from autoquant.core.run import RunDirectory
 from autoquant.core.settings import DistillationSettings, RecoverySettings
 from autoquant.core.space import load_space
 from autoquant.quantizers import QUANTIZERS
-from autoquant.refine import REFINERS
+from autoquant.refine import REFINERS, RefineProblem
 from autoquant.supernet.build import Supernet
 from autoquant.supernet.calibration import initial_scales
 from autoquant.supernet.mixing import KERNELS
@@ -56,8 +56,9 @@ class Bench:
         numbers = {"steps": 30, "batch_size": 16, "learning_rate": 2e-3, "mrem_steps": 30, "mrem_modules": 2, **settings}
         recovery = RecoverySettings(**{"mrem_learning_rate": 2e-3, **numbers})
         outputs = TeacherOutputs(self.teacher, self.data, context)
-        distillation = DistillationSettings(logits=1.0, hidden=1.0)
-        REFINERS[name].refine(supernet, self.teacher, self.data, outputs, recovery, distillation, context, f"{name}-ours")
+        distillation, stage = DistillationSettings(logits=1.0, hidden=1.0), f"{name}-ours"
+        problem = RefineProblem(supernet, self.teacher, outputs, recovery, distillation, context, stage)
+        REFINERS[name].refine(problem)
         return [line for line in context.run.read_log() if line["stage"] == f"{name}-ours"]
 
 
