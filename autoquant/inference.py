@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from autoquant.backbones import BACKBONES
 from autoquant.backbones.load import load_tokenizer, quiet_transformers
 from autoquant.core.errors import DataError, ModelError
 from autoquant.pack.modules import load_packed
@@ -24,7 +25,7 @@ class Predictor:
         quiet_transformers()
         self.device = torch.device(device)
         self.model = load_packed(folder).to(self.device)
-        self.tokenizer: Any = load_tokenizer(str(folder))
+        self.tokenizer: Any = load_tokenizer(str(folder), BACKBONES[self.model.config.model_type])
         settings = json.loads((Path(folder) / "config.json").read_text("utf-8"))["quantization_config"]
         if not isinstance(settings.get("max_length"), int):
             raise ModelError(f"{folder}/config.json does not say how long texts may be: copy the folder again.")

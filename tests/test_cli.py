@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import autoquant
+from architectures import save_tiny
 from autoquant import cli
 from runs import MACHINE, TEACHER, Reference, metrics_of, reference, search, search_arguments, stages_of, start, task
 
@@ -122,6 +124,29 @@ def test_a_process_of_its_own_says_nothing_on_stderr(reference: Reference, tmp_p
     assert process.returncode == 0
     assert errors == ""
     assert "Shipped" in out
+
+
+# Other architectures
+
+
+@pytest.mark.parametrize("name", ["distilbert", "roberta"])
+def test_an_architecture_from_end_to_end(name: str, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_tiny(name, tmp_path / name)
+    more = ["--controls", "uniform", "--trim-positions", "--recovery.mrem-steps", "2", "--recovery.mrem-modules", "2"]
+    metrics = search(model, tiny_data, tmp_path / "run", *more)
+    folder = tmp_path / "run" / "model"
+    assert stages_of(tmp_path / "run") == ["search-dnas", "retrain-dnas", "mrem-s-dnas", "retrain-uniform", "mrem-s-uniform"]
+    assert metrics["bytes"]["file"] == (folder / "model.safetensors").stat().st_size <= metrics["bytes"]["full_precision"] / 6
+    files = ["--task", "sst2", "--data-dir", str(tiny_data)]
+    for packed in (folder, tmp_path / "run" / "controls" / "uniform"):
+        cli.main(["evaluate", str(packed), *files])
+    capsys.readouterr()
+    options = ["--model", str(tmp_path / "run" / "teacher"), *files, *MACHINE, "--run-dir", str(tmp_path / "again")]
+    cli.main(["apply", str(folder / "allocation.json"), *options])
+    assert (tmp_path / "again" / "model" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    long = "the film was very great and this plot is lovely " * 20
+    assert autoquant.load(folder).predict([long])[0] in ("negative", "positive")
+    assert autoquant.load(folder).logits([("a film", "a plot")]).shape == (1, 2)
 
 
 # Presets and spaces

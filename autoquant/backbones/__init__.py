@@ -2,7 +2,9 @@
 
 from autoquant.backbones.base import Backbone
 from autoquant.backbones.bert import BERT
+from autoquant.backbones.distilbert import DISTILBERT
+from autoquant.backbones.roberta import ROBERTA
 
-BACKBONES: dict[str, Backbone] = {"bert": BERT}
+BACKBONES: dict[str, Backbone] = {"bert": BERT, "distilbert": DISTILBERT, "roberta": ROBERTA}
 
 __all__ = ["BACKBONES", "Backbone"]

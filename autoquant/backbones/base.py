@@ -14,15 +14,29 @@ class Backbone:
     """Module paths of one architecture's sequence classifier.
 
     `layer` is the path of an encoder layer with `{}` for its index; the dictionaries map kinds (core.space.KINDS) to
-    module paths, within a layer or within the model.
+    module paths, within a layer or within the model. The kind `pooler` is the dense layer between encoder and classifier,
+    wherever an architecture keeps it.
     """
 
     layer: str
     layer_modules: dict[str, str]
     outer_modules: dict[str, str]
     embedding_modules: dict[str, str]
-    dynamic_activations: tuple[str, ...]
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
+    """What the model takes of a tokenizer's output."""
+    positions_after_padding: bool = False
+    """Whether positions count from the padding token's id + 1 on, so that the rows before the first are never a token's."""
+    dynamic_activations: tuple[str, ...] = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out", "pooler")
     """Kinds whose inputs a fast runtime quantises to 8 bits."""
+
+    @property
+    def layers(self) -> str:
+        """Path of the list of encoder layers."""
+        return self.layer.removesuffix(".{}")
+
+    def first_position(self, config: Any) -> int:
+        """Row of the position embedding that belongs to a text's first token."""
+        return config.pad_token_id + 1 if self.positions_after_padding else 0
 
     def matrices(self, config: Any, shapes: dict[str, Sequence[int]]) -> tuple[Matrix, ...]:
         """Every matrix of the search space, embeddings first; `shapes` maps state-dict names to shapes."""

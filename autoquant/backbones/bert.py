@@ -18,5 +18,5 @@ BERT = Backbone(
         "position_embedding": "bert.embeddings.position_embeddings",
         "type_embedding": "bert.embeddings.token_type_embeddings",
     },
-    dynamic_activations=("query", "key", "value", "attention_output", "ffn_in", "ffn_out", "pooler"),
+    inputs=("input_ids", "token_type_ids", "attention_mask"),
 )

@@ -15,7 +15,6 @@ from autoquant.backbones import BACKBONES, Backbone
 from autoquant.core.errors import ModelError
 
 HUB_SECONDS = 5.0  # how long to wait for a sign of life
-SHORTEST = 4  # tokens: one beside the three special ones of a pair
 
 
 def quiet_transformers() -> None:
@@ -95,10 +94,15 @@ def open_model(path: str, label_names: tuple[str, ...] | None, max_length: int, 
     config = _config(path)
     if config.model_type not in BACKBONES:
         raise ModelError(f"{path} is a '{config.model_type}' model; supported are {', '.join(BACKBONES)}.")
-    if max_length < SHORTEST:
-        raise ModelError(f"--max-length {max_length} leaves no room for text: give {SHORTEST} or more.")
-    if max_length > config.max_position_embeddings:
-        raise ModelError(f"--max-length {max_length} is beyond the model's {config.max_position_embeddings} positions: lower it.")
+    backbone = BACKBONES[config.model_type]
+    tokenizer = load_tokenizer(path, backbone)
+    shortest = tokenizer.num_special_tokens_to_add(pair=True) + 1
+    if max_length < shortest:
+        raise ModelError(f"--max-length {max_length} leaves no room for text: give {shortest} or more.")
+    unused = backbone.first_position(config)
+    positions = config.max_position_embeddings - unused
+    if max_length > positions:
+        raise ModelError(f"--max-length {max_length} is beyond the model's {positions} positions: lower it.")
     outputs = 1 if label_names is None else len(label_names)
     if _has_trained_head(config) and config.num_labels != outputs:
         raise ModelError(
@@ -113,15 +117,19 @@ def open_model(path: str, label_names: tuple[str, ...] | None, max_length: int, 
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: index for index, name in enumerate(label_names)}
     if trim_positions:
-        config.max_position_embeddings = max_length
-    return ModelSource(path, config, BACKBONES[config.model_type], load_tokenizer(path))
+        config.max_position_embeddings = unused + max_length
+    return ModelSource(path, config, backbone, tokenizer)
 
 
-def load_tokenizer(path: str) -> Any:
-    """The tokenizer of a model directory or hub id. Raises ModelError if it cannot be read or has no vocabulary."""
+def load_tokenizer(path: str, backbone: Backbone) -> Any:
+    """The tokenizer of a model directory or hub id; it gives what the architecture takes, whatever its own class would.
+
+    Raises ModelError if it cannot be read or has no vocabulary.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = _from_hub(path, lambda **options: AutoTokenizer.from_pretrained(path, **options))
+    inputs = list(backbone.inputs)
+    tokenizer = _from_hub(path, lambda **options: AutoTokenizer.from_pretrained(path, model_input_names=inputs, **options))
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without tokenizer files
         raise ModelError(f"{path} has no vocabulary: bring its tokenizer.json or vocab.txt.")
     return tokenizer

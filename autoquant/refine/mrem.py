@@ -35,8 +35,7 @@ def module_boundaries(layers: int, modules: int) -> list[tuple[int, int]]:
 
 def encoder_layers(supernet: Supernet) -> Any:
     """The transformer layers of a supernet's model, a ModuleList."""
-    model: Any = supernet.model
-    return model.base_model.encoder.layer
+    return supernet.model.get_submodule(supernet.layers_path)
 
 
 class LayerRange:

@@ -51,6 +51,7 @@ class Supernet(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(model)
         self.table, self.quantizer, self.activation_bits = table, quantizer, activation_bits
+        self.layers_path = backbone.layers
         self.widths = tuple(w for w in table.widths if w)
         allowed = torch.from_numpy(table.allowed)
         self.has_zero = table.widths[0] == 0

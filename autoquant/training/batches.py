@@ -17,10 +17,10 @@ GROUP = 32  # batches whose samples are sorted by length together: little paddin
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Tokenised texts: one int64 array of token ids (and of token types) per sample, labels [samples]."""
+    """Tokenised texts: one int64 array of token ids (and of token types, if the model has them) per sample, labels [samples]."""
 
     ids: tuple[np.ndarray, ...]
-    types: tuple[np.ndarray, ...]
+    types: tuple[np.ndarray, ...] | None
     labels: np.ndarray
     pad_id: int
 
@@ -29,24 +29,21 @@ class Encoded:
 
     def select(self, rows: np.ndarray) -> Encoded:
         """The samples at `rows`, in that order."""
-        return Encoded(tuple(self.ids[i] for i in rows), tuple(self.types[i] for i in rows), self.labels[rows], self.pad_id)
+        types = None if self.types is None else tuple(self.types[i] for i in rows)
+        return Encoded(tuple(self.ids[i] for i in rows), types, self.labels[rows], self.pad_id)
 
     def joined(self, other: Encoded) -> Encoded:
         """These samples followed by `other`'s."""
-        return Encoded(
-            self.ids + other.ids, self.types + other.types, np.concatenate([self.labels, other.labels]), self.pad_id
-        )
+        types = None if self.types is None or other.types is None else self.types + other.types
+        return Encoded(self.ids + other.ids, types, np.concatenate([self.labels, other.labels]), self.pad_id)
 
     def collate(self, indices: Sequence[int] | np.ndarray, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """`input_ids`, `token_type_ids`, `attention_mask` [batch, longest] and `labels` [batch]."""
-        longest = max(len(self.ids[i]) for i in indices)
-        ids = np.full((len(indices), longest), self.pad_id, dtype=np.int64)
-        types = np.zeros_like(ids)
-        mask = np.zeros_like(ids)
-        for row, index in enumerate(indices):
-            length = len(self.ids[index])
-            ids[row, :length], types[row, :length], mask[row, :length] = self.ids[index], self.types[index], 1
-        batch = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask, "labels": self.labels[indices]}
+        """`input_ids`, `token_type_ids` (if there are any), `attention_mask` [batch, longest] and `labels` [batch]."""
+        ids = [self.ids[i] for i in indices]
+        batch = {"input_ids": _padded(ids, self.pad_id), "attention_mask": _padded([np.ones_like(i) for i in ids], 0)}
+        if self.types is not None:
+            batch["token_type_ids"] = _padded([self.types[i] for i in indices], 0)
+        batch["labels"] = self.labels[indices]
         return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
 
     def by_length(self, batch_size: int) -> Iterator[np.ndarray]:
@@ -60,13 +57,22 @@ class Encoded:
         return np.bincount(np.concatenate(self.ids), minlength=vocabulary)
 
 
+def _padded(arrays: Sequence[np.ndarray], value: int) -> np.ndarray:
+    """Arrays of different lengths as one, [arrays, longest] int64, filled up with `value`."""
+    result = np.full((len(arrays), max(map(len, arrays))), value, dtype=np.int64)
+    for row, array in zip(result, arrays, strict=True):
+        row[: len(array)] = array
+    return result
+
+
 def encode(tokenizer: Any, data: TextData, max_length: int) -> Encoded:
-    """Tokenise; longer texts are cut at `max_length` tokens."""
+    """Tokenise; longer texts are cut at `max_length` tokens. Token types are there if the tokenizer gives them by itself."""
     second = None if data.second is None else list(data.second)
-    out = tokenizer(list(data.first), second, truncation=True, max_length=max_length, return_token_type_ids=True)
+    out = tokenizer(list(data.first), second, truncation=True, max_length=max_length)
+    types = out.get("token_type_ids")
     return Encoded(
         tuple(np.asarray(ids, dtype=np.int64) for ids in out["input_ids"]),
-        tuple(np.asarray(types, dtype=np.int64) for types in out["token_type_ids"]),
+        None if types is None else tuple(np.asarray(row, dtype=np.int64) for row in types),
         data.labels,
         int(tokenizer.pad_token_id),
     )

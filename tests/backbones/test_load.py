@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertForSequenceClassification
+from transformers import AutoTokenizer, BertForSequenceClassification
 
-from autoquant.backbones.load import ModelSource, open_model
+from architectures import save_tiny, tiny
+from autoquant.backbones import BACKBONES
+from autoquant.backbones.load import ModelSource, load_tokenizer, open_model
 from autoquant.core.errors import ModelError
 
 LABELS = ("negative", "positive")
@@ -73,6 +75,69 @@ def test_positions_are_cut_only_if_asked(tiny_classifier_dir: Path, trim: bool) 
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(ids).logits, whole.eval()(ids).logits)
     assert model.config.max_position_embeddings == rows
+
+
+# Other architectures
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def architecture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A model type and a tiny classifier of it."""
+    return request.param, save_tiny(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def test_trimmed_models_read_texts_of_the_whole_length(architecture: tuple[str, Path]) -> None:
+    name, folder = architecture
+    source = opened(folder, max_length=16, trim_positions=True)
+    small, (whole, has_head) = source.load(0)[0], opened(folder).load(0)
+    assert has_head
+    unused = {"bert": 0, "distilbert": 0, "roberta": 2}[name]
+    positions = f"{source.backbone.embedding_modules['position_embedding']}.weight"
+    assert source.shapes()[positions] == tuple(small.get_parameter(positions).shape) == (16 + unused, 32)
+    batch = source.tokenizer(["the film was very great and this plot is lovely " * 9], truncation=True, max_length=16)
+    ids = torch.tensor(batch["input_ids"])
+    assert ids.shape == (1, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(small.eval()(ids).logits, whole.eval()(ids).logits)
+
+
+def test_the_longest_text_is_what_the_positions_hold(architecture: tuple[str, Path]) -> None:
+    _, folder = architecture
+    opened(folder, max_length=64)
+    with pytest.raises(ModelError, match="--max-length 65 is beyond the model's 64 positions"):
+        opened(folder, max_length=65)
+
+
+def test_the_shortest_text_has_room_in_a_pair(architecture: tuple[str, Path]) -> None:
+    name, folder = architecture
+    shortest = 5 if name == "roberta" else 4
+    pair = opened(folder, max_length=shortest).tokenizer("film", "plot", truncation=True, max_length=shortest)
+    assert len(pair["input_ids"]) == shortest
+    with pytest.raises(ModelError, match=f"leaves no room for text: give {shortest} or more"):
+        opened(folder, max_length=shortest - 1)
+
+
+def test_a_bare_encoder_of_any_architecture(architecture: tuple[str, Path], tmp_path: Path) -> None:
+    name, folder = architecture
+    shutil.copytree(folder, tmp_path / "bare")
+    tiny(name).base_model.save_pretrained(tmp_path / "bare")
+    model, has_head = opened(tmp_path / "bare").load(0)
+    assert not has_head
+    words = f"{BACKBONES[name].embedding_modules['word_embedding']}.weight"
+    assert torch.equal(model.get_parameter(words), tiny(name).get_parameter(words))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_tokenizer_gives_what_the_model_takes(name: str, tiny_classifier_dir: Path, tmp_path: Path) -> None:
+    """Folders of DistilBERT often name the tokenizer of BERT, which adds token types; saved and loaded plainly it still fits."""
+    tokenizer = load_tokenizer(str(tiny_classifier_dir), BACKBONES[name])
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert set(tokenizer("a film", "a plot")) == set(again("a film", "a plot")) == set(BACKBONES[name].inputs)
+    assert ("token_type_ids" in again("a film")) == (name == "bert")
+
+
+# What is wrong with a folder
 
 
 def forget_config(folder: Path) -> None:

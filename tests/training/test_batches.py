@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
+from transformers import BertTokenizerFast
 
 from autoquant.tasks.data import TextData
 from autoquant.training.batches import BatchOrder, Encoded, encode
@@ -45,6 +45,16 @@ def test_padding_does_not_change_what_the_model_says(
     torch.testing.assert_close(alone, beside, atol=1e-6, rtol=1e-4)
 
 
+def test_a_model_without_token_types_is_given_none() -> None:
+    data = Encoded((np.array([5, 6]), np.array([7])), None, np.array([1, 0]), pad_id=1)
+    both = data.select(np.array([1, 0])).joined(data)
+    assert {name: tensor.tolist() for name, tensor in both.collate([0, 1]).items()} == {
+        "input_ids": [[7, 1], [5, 6]],
+        "attention_mask": [[1, 0], [1, 1]],
+        "labels": [0, 1],
+    }
+
+
 def test_select_join_and_count() -> None:
     data = made_of([2, 1, 3])
     both = data.select(np.array([2, 0])).joined(data.select(np.array([1])))
@@ -59,7 +69,7 @@ def test_by_length_gives_every_sample_once_shortest_first() -> None:
 
 
 def test_encode_cuts_long_texts_and_tells_pairs_apart(encoded: Encoded, tiny_classifier_dir: object) -> None:
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_classifier_dir)
+    tokenizer = BertTokenizerFast.from_pretrained(tiny_classifier_dir)
     data = TextData(("the film is great", "a film"), ("it was dull", "boring"), np.array([1, 0]))
     pairs = encode(tokenizer, data, 32)
     assert tokenizer.convert_ids_to_tokens(pairs.ids[1]) == ["[CLS]", "a", "film", "[SEP]", "boring", "[SEP]"]
