@@ -170,7 +170,7 @@ def test_train_and_held_out_are_the_file(open_workspace: Opener, data: TaskData)
         assert len(workspace.train) + len(workspace.held_out) == len(workspace.train_all) == len(data.train)
         assert len(workspace.held_out) == pytest.approx(0.2 * len(data.train), abs=1)
         problem = workspace.problem(SizeBudget(20_000), "search")
-        for part, texts in ((problem.train, workspace.train), (problem.held_out, workspace.held_out)):
+        for part, texts in ((problem.train(), workspace.train), (problem.held_out(), workspace.held_out)):
             assert [ids.tolist() for ids in part.data.ids] == [ids.tolist() for ids in texts.ids]
             assert part.data.labels.tolist() == texts.labels.tolist()
 

@@ -111,7 +111,7 @@ class RecoverySettings:
     batch_size: int = 32
     learning_rate: float = 2e-4
     scale_learning_rate: float = 2e-3
-    mrem_steps: int = 0
+    mrem_steps: int = 50
     """Module-wise reconstruction steps per module after distillation (sequential MREM)."""
     mrem_modules: int = 4
     mrem_learning_rate: float = 2e-5

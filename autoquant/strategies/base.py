@@ -22,16 +22,16 @@ class Problem:
     """Everything a strategy may look at. The evaluation data is not here.
 
     `sensitivity` [N, K]: expected loss increase of every choice of the table (`strategies.sensitivity`), smaller is better;
-    `make_supernet` builds a fresh supernet from the teacher's weights; `train` and `held_out` are the two parts of the training
-    file with the teacher's outputs.
+    `make_supernet` builds a fresh supernet from the teacher's weights; `train` and `held_out` give the two parts of the training
+    file with the teacher's outputs, which are computed when first asked for.
     """
 
     table: ChoiceTable
     budget: SizeBudget
     sensitivity: np.ndarray
     make_supernet: Callable[[], Supernet]
-    train: TeacherOutputs
-    held_out: TeacherOutputs
+    train: Callable[[], TeacherOutputs]
+    held_out: Callable[[], TeacherOutputs]
     search: SearchSettings
     distillation: DistillationSettings
     context: Context

@@ -19,7 +19,9 @@ from autoquant.training.batches import BatchOrder
 from autoquant.training.distillation import TeacherOutputs, distillation_loss
 from autoquant.training.loop import Stateful, run_steps
 
-LOGIT_RANGE = 20.0  # nats below the best choice at which prior logits are cut off
+# Bits per weight below the best choice at which prior logits are cut off. The widest choice, 8 bits, costs 8 of them: what is
+# cut must stay worse than a choice that is merely too wide, or adding its bytes' price back would make it look good.
+RANGE_BITS = 12.0
 
 
 def price(sensitivity: np.ndarray, table: ChoiceTable, budget_bytes: int) -> float:
@@ -42,7 +44,7 @@ def prior_logits(sensitivity: np.ndarray, table: ChoiceTable, budget_bytes: int,
     bits = 8 * (sensitivity / price(sensitivity, table, budget_bytes) + table.bytes) / table.parameters[:, None]
     logits = np.where(table.allowed, -strength * bits, -np.inf)
     logits -= logits.max(axis=1, keepdims=True)
-    logits = np.where(table.allowed, np.maximum(logits, -LOGIT_RANGE), -np.inf)
+    logits = np.where(table.allowed, np.maximum(logits, -RANGE_BITS * strength), -np.inf)
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
@@ -51,8 +53,7 @@ def start_from(supernet: Supernet, log_probabilities: np.ndarray) -> None:
     logs = torch.from_numpy(log_probabilities).float()
     with torch.no_grad():
         if supernet.has_zero:
-            pruned = logs[:, 0].clamp(-LOGIT_RANGE, -1e-6)
-            gate = torch.log1p(-pruned.exp()) - pruned
+            gate = logs[:, 1:].logsumexp(dim=1) - logs[:, 0]
             supernet.gate_logits.copy_(torch.where(supernet.prunable, gate, 0.0))
             logs = logs[:, 1:]
         supernet.width_logits.copy_(torch.where(torch.isfinite(logs), logs, 0.0))
@@ -99,8 +100,9 @@ def train_supernet(supernet: Supernet, problem: Problem) -> None:
         fused=True,
     )
     bits = torch.optim.Adam(supernet.architecture_parameters(), lr=settings.architecture_learning_rate, betas=(0.5, 0.999))
-    train_order = BatchOrder(problem.train.data, settings.batch_size, context.seed)
-    held_order = BatchOrder(problem.held_out.data, settings.batch_size, context.seed + 1)
+    train, held_out = problem.train(), problem.held_out()
+    train_order = BatchOrder(train.data, settings.batch_size, context.seed)
+    held_order = BatchOrder(held_out.data, settings.batch_size, context.seed + 1)
 
     on_bits = dataclasses.replace(problem.distillation, hidden=settings.architecture_hidden)
 
@@ -111,15 +113,15 @@ def train_supernet(supernet: Supernet, problem: Problem) -> None:
 
     def step(number: int) -> dict[str, float]:
         temperature = controller.temperature(number)
-        supernet.use_sample(temperature)
-        loss = loss_on(problem.train, train_order.indices(number), problem.distillation)
+        supernet.use_sample()
+        loss = loss_on(train, train_order.indices(number), problem.distillation)
         loss.backward()
         weights.step()
         weights.zero_grad()
         values = {"loss": loss.item(), "temperature": temperature}
         if controller.bits_open(number):
             supernet.use_mixture(temperature, hard=settings.sampling == "hard")
-            held_loss = loss_on(problem.held_out, held_order.indices(number), on_bits)
+            held_loss = loss_on(held_out, held_order.indices(number), on_bits)
             expected = supernet.expected_bytes()
             grads = torch.autograd.grad(held_loss + controller.size_term(expected), supernet.architecture_parameters())
             for parameter, grad in zip(supernet.architecture_parameters(), grads, strict=True):

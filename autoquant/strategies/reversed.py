@@ -11,19 +11,21 @@ from autoquant.strategies.base import Problem, SearchResult
 
 
 def reverse(values: np.ndarray, allowed: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-    """Negate, on a log scale, what every sub-group's bytes are worth: [N, K] -> [N, K].
+    """Turn the ranking of sub-groups around: [N, K] -> [N, K].
 
-    A sub-group's worth is the span of its values per parameter; scaling its values by (geometric mean / worth)^2 mirrors
-    worths around their mean and keeps each curve's shape, so widths stay sensible (Q-BERT's reversed assignment). Negating the
-    values themselves would only give every sub-group its extremes, which is easy to beat.
+    Sub-groups are ranked by what their widest choice is worth over their narrowest, per parameter; the first takes the curve
+    (values per parameter) of the last, the second that of the last but one, and so on, among those with the same choices
+    (Q-BERT's reversed assignment). Every curve is one the search learned, so widths stay sensible; negating the values
+    themselves would only give every sub-group its extremes, which is easy to beat.
     """
-    finite = np.where(allowed, values, np.nan)
-    worth = (np.nanmax(finite, axis=1) - np.nanmin(finite, axis=1)) / parameters
-    moving = worth > 0
-    mean = np.exp(np.log(worth[moving]).mean())
-    factor = np.ones(len(values))
-    factor[moving] = (mean / worth[moving]) ** 2
-    return values * factor[:, None]
+    curves = values / parameters[:, None]
+    mirrored = curves.copy()
+    for choices in np.unique(allowed, axis=0):
+        rows = np.flatnonzero((allowed == choices).all(axis=1))
+        first, last = np.flatnonzero(choices)[[0, -1]]
+        ranked = rows[np.argsort(curves[rows, last] - curves[rows, first], kind="stable")]
+        mirrored[ranked] = curves[ranked[::-1]]
+    return mirrored * parameters[:, None]
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ def fisher_scores(
         for indices in batches:
             batch = data.collate(indices, device)
             batch.pop("labels")
+            recorder.mask = batch["attention_mask"]
             model.zero_grad(set_to_none=True)
             sampled_loss(model(**batch).logits.float()).backward()
             bar.advance()
@@ -87,6 +88,7 @@ class _Recorder:
         self.errors: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
         self.occurrences: dict[str, Tensor] = {}
+        self.mask = torch.empty(0)
         self.handles = []
         for partition in table.partitions:
             name = partition.matrix.name
@@ -98,7 +100,8 @@ class _Recorder:
                 self.errors[name] = quantisation_errors(module.weight.detach(), row_scale, table.widths, quantizer)
             if isinstance(module, nn.Embedding):
                 self.gradients[name] = torch.zeros_like(module.weight, requires_grad=False)
-                self.occurrences[name] = torch.zeros(len(module.weight), device=device)
+                if partition.matrix.kind == "word_embedding":
+                    self.occurrences[name] = torch.zeros(len(module.weight), device=device)
                 self.handles.append(module.register_forward_hook(self._embedding_hook(name)))
             else:
                 self.rows[name] = torch.zeros(len(table.widths), len(module.weight), device=device)
@@ -124,7 +127,8 @@ class _Recorder:
                 # square has the same expectation, since labels are drawn independently.
                 ids = inputs[0].expand(grad.shape[:-1]).flatten()
                 self.gradients[name].index_add_(0, ids, grad.detach().flatten(0, -2).square())
-                self.occurrences[name].index_add_(0, ids, torch.ones(len(ids), device=ids.device))
+                if name in self.occurrences:  # padding is looked up too, without a gradient: it does not count
+                    self.occurrences[name].index_add_(0, ids, self.mask.flatten().to(self.occurrences[name]))
 
             output.register_hook(collect)
 

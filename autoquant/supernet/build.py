@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from autoquant.backbones import Backbone
 from autoquant.core.allocation import BitAllocation
@@ -110,6 +111,13 @@ class Supernet(nn.Module):
         kept = keep[:, None] * torch.softmax(self._masked_widths(), dim=-1)
         return torch.cat([1 - keep[:, None], kept], dim=1) if self.has_zero else kept
 
+    def log_probabilities(self) -> Tensor:
+        """Their logarithms, exact however small they are; -inf where a choice is not allowed."""
+        gates = self._masked_gates()[:, None].double()
+        widths = torch.log_softmax(self._masked_widths().double(), dim=-1)
+        kept = functional.logsigmoid(gates) + widths
+        return torch.cat([functional.logsigmoid(-gates), kept], dim=1) if self.has_zero else kept
+
     def expected_bytes(self) -> Tensor:
         """Bytes under the choice probabilities; at one-hot probabilities exactly the bytes of that allocation."""
         return (self.probabilities() * self.bytes).sum() + self.table.fixed
@@ -121,11 +129,14 @@ class Supernet(nn.Module):
         for name, mixed in self.mixed_weights():
             mixed.use_mixture(share[self._slices[name]])
 
-    def use_sample(self, temperature: float) -> None:
-        """Sample one width per sub-group, no gradient to the logits: every weight is quantised once."""
+    def use_sample(self) -> None:
+        """Sample one width per sub-group, no gradient to the logits: every weight is quantised once.
+
+        A hard sample is the same at every temperature.
+        """
         with torch.no_grad():
-            width = gumbel_softmax(self._masked_widths(), temperature, hard=True)
-            self._use(width.argmax(dim=1), gumbel_gate(self._masked_gates(), temperature, hard=True))
+            width = gumbel_softmax(self._masked_widths(), temperature=1.0, hard=True)
+            self._use(width.argmax(dim=1), gumbel_gate(self._masked_gates(), temperature=1.0, hard=True))
 
     def freeze(self, allocation: BitAllocation) -> None:
         """Use this allocation from now on."""
@@ -145,7 +156,7 @@ class Supernet(nn.Module):
         difference, but controls that reverse the preferences need it.
         """
         with torch.no_grad():
-            logs = self.probabilities().clamp_min(1e-12).log().double().cpu().numpy()
+            logs = self.log_probabilities().cpu().numpy()
         return logs * self.table.parameters[:, None] + nats_per_byte * self.table.bytes
 
     # Running ------------------------------------------------------------------------------------------------------

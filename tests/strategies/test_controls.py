@@ -65,12 +65,11 @@ def test_fisher_minimises_the_summed_sensitivity(make_problem: MakeProblem) -> N
 
 
 def test_reversing_by_hand() -> None:
-    """Worths per weight of 1 and 9 mirror around their geometric mean 3 to 9 and 1; the curves keep their shape."""
-    values = np.array([[0.0, 5.0, 10.0], [0.0, 60.0, 90.0], [7.0, 7.0, 99.0]])
-    allowed = np.array([[True] * 3, [True] * 3, [True, True, False]])
-    reversed_ = reverse(values, allowed, np.array([10, 10, 10]))
-    np.testing.assert_allclose(reversed_[:2], [[0.0, 45.0, 90.0], [0.0, 60.0 / 9, 10.0]])
-    np.testing.assert_allclose(reversed_[2, :2], 7.0)
+    """Per weight the widest choices are worth 1, 9 and 4: the first two swap their curves, the middle one keeps its own."""
+    values = np.array([[0.0, 5.0, 10.0], [20.0, 140.0, 200.0], [0.0, 30.0, 40.0], [7.0, 8.0, -np.inf]])
+    allowed = np.array([[True] * 3, [True] * 3, [True] * 3, [True, True, False]])
+    reversed_ = reverse(values, allowed, np.array([10, 20, 10, 10]))
+    np.testing.assert_allclose(reversed_, [[10.0, 70.0, 100.0], [0.0, 10.0, 20.0], [0.0, 30.0, 40.0], [7.0, 8.0, -np.inf]])
 
 
 def test_reversing_twice_is_no_change(make_problem: MakeProblem) -> None:
@@ -85,7 +84,7 @@ def test_reversed_gives_fewest_bits_where_the_search_wants_most(make_problem: Ma
     learned = STRATEGIES["dnas"].search(problem)
     assert learned.values is not None
     finite = np.where(problem.table.allowed, learned.values, np.nan)
-    worth = (np.nanmax(finite, axis=1) - np.nanmin(finite, axis=1)) / problem.table.parameters
+    worth = (finite[:, -1] - finite[:, 0]) / problem.table.parameters
     widths = np.asarray(problem.table.widths)
     free = problem.table.allowed.all(axis=1)
     ours = widths[problem.table.to_choice(learned.allocation)]

@@ -81,6 +81,19 @@ def test_the_prior_is_a_distribution_that_the_logits_take_over(share: float, mak
         np.testing.assert_allclose(supernet.probabilities().numpy(), np.exp(logs), atol=1e-5)
 
 
+def test_bits_on_what_does_not_matter_are_worth_nothing(make_problem: MakeProblem) -> None:
+    """However unlikely a choice, its value before its price is no better than that of fewer bits (`reversed` relies on it)."""
+    problem = make_problem(0.2)
+    sensitivity = bell_shaped(problem.table, 1)
+    idle = np.flatnonzero(problem.table.allowed[:, 0])[::2]
+    sensitivity[idle] *= 1e-6
+    supernet = problem.make_supernet()
+    start_from(supernet, prior_logits(sensitivity, problem.table, problem.budget.bytes, STRENGTH))
+    values = supernet.values(nats_per_byte=8 * STRENGTH)[idle] / problem.table.parameters[idle, None]
+    assert (values - values[:, :1] < 0.02).all()
+    assert np.isfinite(values).all()
+
+
 def test_a_prior_by_hand() -> None:
     """Strength 2, price 1, ten weights each: a choice of 10 bytes that costs 15 is 8 (15 + 10) / 10 = 20 bits per weight."""
     allowed, parameters = np.ones((2, 2), dtype=bool), np.array([10, 10])
@@ -131,8 +144,9 @@ def test_weights_learn_from_one_part_and_bits_from_the_other(make_problem: MakeP
             return self.outputs.batch(indices)
 
     parts: Any = {name: Reading(name, getattr(problem, name)) for name in ("train", "held_out")}
-    assert len(problem.train.data) + len(problem.held_out.data) == 320
-    assert {text.tobytes() for text in problem.train.data.ids}.isdisjoint(text.tobytes() for text in problem.held_out.data.ids)
+    train, held_out = problem.train().data, problem.held_out().data
+    assert len(train) + len(held_out) == 320
+    assert {text.tobytes() for text in train.ids}.isdisjoint(text.tobytes() for text in held_out.ids)
     search(dataclasses.replace(problem, **parts))
     assert read == ["train", "train", "train", "held_out", "train", "held_out"]
 

@@ -131,16 +131,14 @@ def test_scores_of_words_blend_with_the_average_token_and_count_what_is_expected
     found = scores(problem, COUNTS)[table.slices()["words.weight"]]
     errors = quantisation_errors(model.words.weight.detach(), scales["words.weight"], WIDTHS, QUANTIZER)
     tokens = token_gradients(model, data, 7)
-    looked_up = sum(data.collate(order)["input_ids"].numel() for order in data.by_length(32))
     seen, total = np.zeros(6), torch.zeros(6, 4)
     for _, token, _, gradient in tokens:
         seen[token] += 1
         total[token] += gradient.square()
-    seen[0] = looked_up - len(tokens)  # padding, of no effect
-    average, blend = total.sum(0) / looked_up, sensitivity.EMBEDDING_PRIOR_OCCURRENCES
+    average, blend = total.sum(0) / len(tokens), sensitivity.EMBEDDING_PRIOR_OCCURRENCES
     expected = np.zeros((2, 3))
     for token, probability in enumerate(good_turing(COUNTS)):
-        each = (total[token] + blend * average) / (seen[token] + blend) * probability * looked_up
+        each = (total[token] + blend * average) / (seen[token] + blend) * probability * len(tokens)
         for k in range(3):
             expected[BUCKETS[token], k] += (each * errors[k, token].square()).sum().item()
     np.testing.assert_allclose(found, expected / TEXTS, rtol=1e-4)
