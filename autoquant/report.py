@@ -45,6 +45,7 @@ def summarise(
             "budget": budget.bytes,
             "count": budget.count,
             "counted": ours["counted_bytes"],
+            "derived": results[strategy].derived_bytes,
             "file": ours["file_bytes"],
             "full_precision": blueprint.full_bytes(),
             "full_precision_counted": blueprint.full_bytes(budget.count),

@@ -288,6 +288,7 @@ class Workspace:
             self.calibration.scales,
             blueprint.recipe.activation_bits,
             blueprint.space.scale == "row",
+            blueprint.recipe.search.zero == "gate",
         )
 
     # One method's steps -------------------------------------------------------------------------------------------
@@ -302,6 +303,7 @@ class Workspace:
             lambda: self.make_supernet(budget),
             lambda: self.outputs.part(0, len(self.train)),
             lambda: self.outputs.part(len(self.train), len(self.train_all)),
+            lambda: self.outputs,
             recipe.search,
             recipe.distillation,
             self.context,
@@ -334,12 +336,14 @@ class Workspace:
 def _result_state(result: SearchResult) -> dict[str, Any]:
     arrays = {"values": result.values, "probability": result.probability}
     tensors = {name: None if array is None else torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
-    return {"allocation": json.dumps(result.allocation.to_json()), "weights": result.weights, **tensors}
+    plain = {"weights": result.weights, "derived_bytes": result.derived_bytes}
+    return {"allocation": json.dumps(result.allocation.to_json()), **plain, **tensors}
 
 
 def _result_from(saved: dict[str, Any]) -> SearchResult:
     arrays = {name: None if saved[name] is None else saved[name].numpy() for name in ("values", "probability")}
-    return SearchResult(BitAllocation.from_json(json.loads(saved["allocation"])), weights=saved["weights"], **arrays)
+    plain = {name: saved[name] for name in ("weights", "derived_bytes")}
+    return SearchResult(BitAllocation.from_json(json.loads(saved["allocation"])), **plain, **arrays)
 
 
 def _configure(machine: Machine) -> None:

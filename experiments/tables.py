@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 import tyro
+
+from autoquant.core.settings import Recipe, from_mapping
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -37,6 +40,8 @@ def allocations() -> str:
     cells = [json.loads(path.read_text()) for path in sorted((RESULTS / "allocations").glob("sst2-*.json"))]
     if not cells:
         return "No cells yet: run `python experiments/allocations.py --data-dir glue`."
+    for cell in cells:  # a setting that came later had its default's effect before
+        cell["recipe"] = dataclasses.asdict(from_mapping(Recipe, cell["recipe"], "cell"))
     for key in ("recipe", "teacher_sha256", "data_sha256"):
         if len({json.dumps(cell[key], sort_keys=True) for cell in cells}) > 1:
             raise SystemExit(f"The cells differ in {key}: a table must not mix them; measure the older ones again.")

@@ -67,6 +67,7 @@ class SearchSettings:
     """Share of the training file that only the architecture sees."""
     weight_learning_rate: float = 1e-4
     scale_learning_rate: float = 2e-3
+    """Of the quantisation scales; 0 keeps those of the clip search."""
     architecture_learning_rate: float = 0.03
     architecture_hidden: float = 0.0
     """Weight of the hidden-state term in what the architecture minimises; the weights keep `distillation.hidden`."""
@@ -81,10 +82,26 @@ class SearchSettings:
     """Share of the steps before the temperature falls (N0)."""
     prior_strength: float = 4.0
     """Nats per bit-per-weight by which the sensitivity prior starts the logits; 0 starts from nothing."""
+    size_term: Literal["augmented_lagrangian", "piecewise_log", "soft_barrier"] = "augmented_lagrangian"
+    """How size enters what the architecture minimises (`supernet.size_terms`)."""
     penalty: float = 4.0
     """Weight of the squared relative excess over the budget in the augmented Lagrangian."""
     penalty_rate: float = 0.2
     """Step of its multiplier."""
+    size_weight: float = 1.0
+    """Weight of the piecewise log (AQ-BERT's lambda) or of the barrier (BP-NAS)."""
+    size_tolerance: float = 0.02
+    """Share of the budget that the piecewise log tolerates either way, or at which the barrier becomes a straight line."""
+    one_hot_weight: float = 0.0
+    """Weight of BP-NAS's one-hot regulariser, beside its barrier."""
+    zero: Literal["gate", "softmax"] = "gate"
+    """Who decides 0 bits: a pruning gate per sub-group, or one more choice in the softmax over widths (AQ-BERT)."""
+    bilevel: bool = True
+    """Architecture steps on the held-out part; false: weights and architecture on the same batches of the whole file."""
+    unrolled: float = 0.0
+    """Weight step xi of the one-step unrolled architecture gradient (AQ-BERT eq. 13-14); 0 is first order."""
+    derive: Literal["knapsack", "argmax"] = "knapsack"
+    """How logits become bits: the knapsack over all preferences, or the most probable ones repaired greedily to fit."""
     calibration_samples: int = 512
     """Training texts from which clip ratios and sensitivities are computed."""
 
@@ -92,11 +109,14 @@ class SearchSettings:
         least = min(self.steps, self.batch_size, self.calibration_samples)
         _check(least > 0, "Search steps, batch size and calibration samples must be at least 1.")
         _check(0 < self.held_out < 0.9, f"held-out {self.held_out} must lie between 0 and 0.9.")
-        rates = (self.weight_learning_rate, self.scale_learning_rate, self.architecture_learning_rate)
+        rates = (self.weight_learning_rate, self.architecture_learning_rate)
         _check(min(rates) > 0, f"Search learning rates {rates} must be above 0.")
+        _check(self.scale_learning_rate >= 0, f"Scale learning rate {self.scale_learning_rate} must not be negative.")
         _check(0 <= self.warmup <= 1 and 0 <= self.anneal_after <= 1, "warmup and anneal-after are shares of the steps, 0 to 1.")
-        smallest = min(self.penalty, self.penalty_rate, self.prior_strength)
-        _check(smallest >= 0, "penalty, penalty rate and prior strength must not be negative.")
+        smallest = min(self.penalty, self.penalty_rate, self.prior_strength, self.size_weight, self.one_hot_weight)
+        _check(smallest >= 0, "penalty, penalty rate, size weight, one-hot weight and prior strength must not be negative.")
+        _check(0 < self.size_tolerance < 1, f"size tolerance {self.size_tolerance} must lie between 0 and 1.")
+        _check(self.unrolled >= 0, f"unrolled {self.unrolled} must not be negative.")
         _check(self.temperature_start >= self.temperature_end > 0, "Temperatures must be positive and must not rise.")
 
 
@@ -111,6 +131,7 @@ class RecoverySettings:
     batch_size: int = 32
     learning_rate: float = 2e-4
     scale_learning_rate: float = 2e-3
+    """Of the quantisation scales; 0 keeps those it starts from."""
     mrem_steps: int = 50
     """Module-wise reconstruction steps per module after distillation (sequential MREM)."""
     mrem_modules: int = 4
@@ -119,8 +140,9 @@ class RecoverySettings:
     def __post_init__(self) -> None:
         _check(min(self.steps, self.mrem_steps) >= 0, "Recovery steps must not be negative.")
         _check(min(self.batch_size, self.mrem_modules) > 0, "Recovery batch size and modules must be at least 1.")
-        rates = (self.learning_rate, self.scale_learning_rate, self.mrem_learning_rate)
+        rates = (self.learning_rate, self.mrem_learning_rate)
         _check(min(rates) > 0, f"Recovery learning rates {rates} must be above 0.")
+        _check(self.scale_learning_rate >= 0, f"Scale learning rate {self.scale_learning_rate} must not be negative.")
 
 
 @dataclass(frozen=True)

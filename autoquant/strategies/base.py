@@ -23,7 +23,7 @@ class Problem:
 
     `sensitivity` [N, K]: expected loss increase of every choice of the table (`strategies.sensitivity`), smaller is better;
     `make_supernet` builds a fresh supernet from the teacher's weights; `train` and `held_out` give the two parts of the training
-    file with the teacher's outputs, which are computed when first asked for.
+    file with the teacher's outputs, `whole` both together; they are computed when first asked for.
     """
 
     table: ChoiceTable
@@ -32,6 +32,7 @@ class Problem:
     make_supernet: Callable[[], Supernet]
     train: Callable[[], TeacherOutputs]
     held_out: Callable[[], TeacherOutputs]
+    whole: Callable[[], TeacherOutputs]
     search: SearchSettings
     distillation: DistillationSettings
     context: Context
@@ -46,13 +47,15 @@ class SearchResult:
     """An allocation within the budget, and why.
 
     `values` [N, K] are what the knapsack maximised (None where there was none); `probability` [N] that of the chosen width,
-    for strategies that learn one; `weights` the searched weights and scales, for recoveries that continue from them.
+    for strategies that learn one; `weights` the searched weights and scales, for recoveries that continue from them;
+    `derived_bytes` what the most probable choices weigh before anything makes them fit: how well the size term worked.
     """
 
     allocation: BitAllocation
     values: np.ndarray | None = None
     probability: np.ndarray | None = None
     weights: dict[str, Tensor] | None = None
+    derived_bytes: int | None = None
 
 
 class SearchStrategy(Protocol):

@@ -1,8 +1,9 @@
-"""The search: bilevel training of weights and bit-width logits (AQ-BERT, Algorithm 1, first order), then the knapsack."""
+"""The search: bilevel training of weights and bit-width logits (AQ-BERT, Algorithm 1), then the knapsack."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from autoquant.core.allocate import allocate
 from autoquant.core.cost import ChoiceTable
+from autoquant.core.repair import repair
 from autoquant.core.settings import DistillationSettings
 from autoquant.strategies.base import Problem, SearchResult
+from autoquant.strategies.unrolled import unrolled_gradient
 from autoquant.supernet.build import Supernet
 from autoquant.supernet.controller import Controller
+from autoquant.supernet.size_terms import SIZE_TERMS
 from autoquant.training.batches import BatchOrder
 from autoquant.training.distillation import TeacherOutputs, distillation_loss
 from autoquant.training.loop import Stateful, run_steps
@@ -53,7 +57,7 @@ def start_from(supernet: Supernet, log_probabilities: np.ndarray) -> None:
     logs = torch.from_numpy(log_probabilities).float()
     with torch.no_grad():
         if supernet.has_zero:
-            gate = logs[:, 1:].logsumexp(dim=1) - logs[:, 0]
+            gate = logs[:, 1:].logsumexp(dim=1) - logs[:, 0] if supernet.gates else logs[:, 0]
             supernet.gate_logits.copy_(torch.where(supernet.prunable, gate, 0.0))
             logs = logs[:, 1:]
         supernet.width_logits.copy_(torch.where(torch.isfinite(logs), logs, 0.0))
@@ -71,66 +75,111 @@ class Dnas:
             start_from(supernet, prior)
         train_supernet(supernet, problem)
         values = supernet.values(nats_per_byte=8 * settings.prior_strength)
-        choice = allocate(values, problem.table, problem.budget.bytes)
+        derived = supernet.most_probable()
+        if settings.derive == "knapsack":
+            choice = allocate(values, problem.table, problem.budget.bytes)
+        else:
+            choice = repair(values, problem.table, derived, problem.budget.bytes)
         with torch.no_grad():
             probability = supernet.probabilities().cpu().numpy()[np.arange(len(choice)), choice]
         weights = {name: tensor.detach().cpu() for name, tensor in supernet.model.state_dict().items()}
-        return SearchResult(problem.table.to_allocation(choice), values, probability, weights)
+        derived_bytes = problem.table.total(derived)
+        return SearchResult(problem.table.to_allocation(choice), values, probability, weights, derived_bytes)
 
 
 def train_supernet(supernet: Supernet, problem: Problem) -> None:
-    """Algorithm 1, first order: step weights on the training part; step bits on the held-out part; anneal; log."""
-    settings, context, device = problem.search, problem.context, problem.context.device
-    controller = Controller(
-        settings.steps,
-        problem.budget.bytes,
-        settings.schedule,
-        settings.temperature_start,
-        settings.temperature_end,
-        settings.warmup,
-        settings.anneal_after,
-        settings.penalty,
-        settings.penalty_rate,
-    )
-    weights = torch.optim.AdamW(
-        [
-            {"params": supernet.weight_parameters(), "lr": settings.weight_learning_rate},
-            {"params": supernet.scale_parameters(), "lr": settings.scale_learning_rate, "weight_decay": 0.0},
-        ],
-        fused=True,
-    )
-    bits = torch.optim.Adam(supernet.architecture_parameters(), lr=settings.architecture_learning_rate, betas=(0.5, 0.999))
-    train, held_out = problem.train(), problem.held_out()
-    train_order = BatchOrder(train.data, settings.batch_size, context.seed)
-    held_order = BatchOrder(held_out.data, settings.batch_size, context.seed + 1)
+    """Run the whole search, from its checkpoint if there is one."""
+    supernet.eval()
+    search = Bilevel(supernet, problem)
+    run_steps(problem.context, problem.stage, "Search", problem.search.steps, search.step, search.state())
 
-    on_bits = dataclasses.replace(problem.distillation, hidden=settings.architecture_hidden)
 
-    def loss_on(data: TeacherOutputs, indices: np.ndarray, terms: DistillationSettings) -> Tensor:
-        batch = data.data.collate(indices, device)
-        with context.autocast():
-            return distillation_loss(supernet, batch, data.batch(indices), terms)
+class Bilevel:
+    """Algorithm 1 and all its state: step weights on the training part; step bits on the held-out part; anneal; log."""
 
-    def step(number: int) -> dict[str, float]:
-        temperature = controller.temperature(number)
-        supernet.use_sample()
-        loss = loss_on(train, train_order.indices(number), problem.distillation)
-        loss.backward()
-        weights.step()
-        weights.zero_grad()
-        values = {"loss": loss.item(), "temperature": temperature}
-        if controller.bits_open(number):
-            supernet.use_mixture(temperature, hard=settings.sampling == "hard")
-            held_loss = loss_on(held_out, held_order.indices(number), on_bits)
-            expected = supernet.expected_bytes()
-            grads = torch.autograd.grad(held_loss + controller.size_term(expected), supernet.architecture_parameters())
-            for parameter, grad in zip(supernet.architecture_parameters(), grads, strict=True):
-                parameter.grad = grad
-            bits.step()
-            controller.update_multiplier(expected.item())
-            values |= {"held_out_loss": held_loss.item(), "expected_bytes": expected.item(), "multiplier": controller.multiplier}
+    def __init__(self, supernet: Supernet, problem: Problem) -> None:
+        self.supernet, self.problem, settings = supernet, problem, problem.search
+        self.controller = Controller(
+            settings.steps,
+            SIZE_TERMS[settings.size_term](settings, problem.budget.bytes),
+            settings.schedule,
+            settings.temperature_start,
+            settings.temperature_end,
+            settings.warmup,
+            settings.anneal_after,
+        )
+        self.weights = torch.optim.AdamW(
+            [
+                {"params": supernet.weight_parameters(), "lr": settings.weight_learning_rate},
+                {"params": supernet.scale_parameters(), "lr": settings.scale_learning_rate, "weight_decay": 0.0},
+            ],
+            fused=True,
+        )
+        self.architecture = supernet.architecture_parameters()
+        self.bits = torch.optim.Adam(self.architecture, lr=settings.architecture_learning_rate, betas=(0.5, 0.999))
+        size, seed = settings.batch_size, problem.context.seed
+        self.train = problem.train() if settings.bilevel else problem.whole()
+        self.held_out = problem.held_out() if settings.bilevel else self.train
+        self.train_order = BatchOrder(self.train.data, size, seed)
+        self.held_order = BatchOrder(self.held_out.data, size, seed + 1) if settings.bilevel else self.train_order
+        self.on_bits = dataclasses.replace(problem.distillation, hidden=settings.architecture_hidden)
+
+    def state(self) -> dict[str, Stateful]:
+        return {"supernet": self.supernet, "weights": self.weights, "bits": self.bits, "controller": self.controller}
+
+    def step(self, number: int) -> dict[str, float]:
+        temperature = self.controller.temperature(number)
+        values = {"loss": self._step_weights(number), "temperature": temperature}
+        if self.controller.bits_open(number):
+            values |= self._step_bits(number, temperature)
         return values
 
-    supernet.eval()
-    state: dict[str, Stateful] = {"supernet": supernet, "weights": weights, "bits": bits, "controller": controller}
-    run_steps(context, problem.stage, "Search", settings.steps, step, state)
+    def _step_weights(self, number: int) -> float:
+        self.supernet.use_sample()
+        loss = self._loss(self.train, self.train_order.indices(number), self.problem.distillation)
+        loss.backward()
+        self.weights.step()
+        self.weights.zero_grad()
+        return loss.item()
+
+    def _step_bits(self, number: int, temperature: float) -> dict[str, float]:
+        supernet, size = self.supernet, self.controller.size
+        expected, assigned = supernet.expected_bytes(), self.problem.table.total(supernet.most_probable())
+        term = size.loss(expected, assigned, supernet.probabilities())
+        loss, grads = self._bit_gradients(number, temperature, term)
+        for parameter, grad in zip(self.architecture, grads, strict=True):
+            parameter.grad = grad
+        self.bits.step()
+        size.update(expected.item())
+        sizes = {"expected_bytes": expected.item(), "derived_bytes": assigned}
+        return {"held_out_loss": loss.item(), **sizes, **size.state_dict()}
+
+    def _bit_gradients(self, number: int, temperature: float, term: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """The held-out loss under a relaxed sample of bits, and the gradients of it plus the size term."""
+        problem, rate, hard = self.problem, self.problem.search.unrolled, self.problem.search.sampling == "hard"
+        held_out = self.held_order.indices(number)
+        if not rate:
+            self.supernet.use_mixture(temperature, hard)
+            loss = self._loss(self.held_out, held_out, self.on_bits)
+            return loss.detach(), torch.autograd.grad(loss + term, self.architecture)
+        seed, train = int(torch.randint(2**62, ())), self.train_order.indices(number)
+
+        def relaxed(data: TeacherOutputs, indices: np.ndarray, terms: DistillationSettings) -> Tensor:
+            torch.manual_seed(seed)  # the same sample of bits in all four losses of an unrolled step
+            self.supernet.use_mixture(temperature, hard)
+            return self._loss(data, indices, terms)
+
+        loss, grads = unrolled_gradient(
+            lambda: relaxed(self.train, train, problem.distillation),
+            lambda: relaxed(self.held_out, held_out, self.on_bits),
+            self.supernet.weight_parameters(),
+            self.architecture,
+            rate,
+        )
+        return loss, [a + b for a, b in zip(grads, torch.autograd.grad(term, self.architecture), strict=True)]
+
+    def _loss(self, data: TeacherOutputs, indices: np.ndarray, terms: DistillationSettings) -> Tensor:
+        context = self.problem.context
+        batch = data.data.collate(indices, context.device)
+        with context.autocast():
+            return distillation_loss(self.supernet, batch, data.batch(indices), terms)

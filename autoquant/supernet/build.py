@@ -31,7 +31,8 @@ class Supernet(nn.Module):
     """A sequence classifier whose matrices are mixtures over bit-widths.
 
     `table` is the flat view of all N sub-groups; `width_logits` [N, K] is over its non-zero widths (not allowed ones are
-    masked), `gate_logits` [N] decides pruning alone (sub-groups without 0 in their widths have no gate).
+    masked), `gate_logits` [N] decides pruning alone (sub-groups without 0 in their widths have no gate). Without `gates` 0 bits
+    is one more choice of the softmax, as in AQ-BERT, and `gate_logits` are its logits.
     `scales` maps matrix name -> initial scale [rows or groups, K].
     """
 
@@ -48,10 +49,11 @@ class Supernet(nn.Module):
         scales: Mapping[str, Tensor],
         activation_bits: int = 32,
         per_row_scale: bool = True,
+        gates: bool = True,
     ) -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
-        self.table, self.quantizer, self.activation_bits = table, quantizer, activation_bits
+        self.table, self.quantizer, self.activation_bits, self.gates = table, quantizer, activation_bits, gates
         self.layers_path = backbone.layers
         self.widths = tuple(w for w in table.widths if w)
         allowed = torch.from_numpy(table.allowed)
@@ -60,7 +62,7 @@ class Supernet(nn.Module):
         self.register_buffer("prunable", allowed[:, 0] if self.has_zero else torch.zeros(len(table)).bool(), persistent=False)
         self.register_buffer("bytes", torch.from_numpy(table.bytes).float(), persistent=False)
         self.width_logits = nn.Parameter(torch.zeros(len(table), len(self.widths)))
-        self.gate_logits = nn.Parameter(torch.full((len(table),), 2.0))
+        self.gate_logits = nn.Parameter(torch.full((len(table),), 2.0 if gates else 0.0))
         self._slices = table.slices()
         self._column: Tensor | None = None
         self._keep: Tensor | None = None
@@ -105,14 +107,23 @@ class Supernet(nn.Module):
     def _masked_gates(self) -> Tensor:
         return self.gate_logits.masked_fill(~self.prunable, torch.inf)
 
+    def _masked_choices(self) -> Tensor:
+        """Logits of 0 bits and of every width in one softmax, [N, 1 + K]."""
+        zero = self.gate_logits.masked_fill(~self.prunable, -torch.inf)
+        return torch.cat([zero[:, None], self._masked_widths()], dim=1)
+
     def probabilities(self) -> Tensor:
         """Probability of every choice of the table, [N, widths of the table], zero bits included."""
+        if not self.gates:
+            return torch.softmax(self._masked_choices(), dim=-1)[:, int(not self.has_zero) :]
         keep = torch.sigmoid(self._masked_gates())
         kept = keep[:, None] * torch.softmax(self._masked_widths(), dim=-1)
         return torch.cat([1 - keep[:, None], kept], dim=1) if self.has_zero else kept
 
     def log_probabilities(self) -> Tensor:
         """Their logarithms, exact however small they are; -inf where a choice is not allowed."""
+        if not self.gates:
+            return torch.log_softmax(self._masked_choices().double(), dim=-1)[:, int(not self.has_zero) :]
         gates = self._masked_gates()[:, None].double()
         widths = torch.log_softmax(self._masked_widths().double(), dim=-1)
         kept = functional.logsigmoid(gates) + widths
@@ -122,10 +133,18 @@ class Supernet(nn.Module):
         """Bytes under the choice probabilities; at one-hot probabilities exactly the bytes of that allocation."""
         return (self.probabilities() * self.bytes).sum() + self.table.fixed
 
+    def most_probable(self) -> np.ndarray:
+        """Column of the table with the largest probability, per sub-group: [N] int64. Its bytes may exceed any budget."""
+        with torch.no_grad():
+            return self.probabilities().argmax(dim=1).cpu().numpy()
+
     def use_mixture(self, temperature: float, hard: bool) -> None:
         """Sample a relaxed choice, differentiable in the logits, for the next forward passes."""
-        width = gumbel_softmax(self._masked_widths(), temperature, hard)
-        share = width * gumbel_gate(self._masked_gates(), temperature, hard)[:, None]
+        if self.gates:
+            width = gumbel_softmax(self._masked_widths(), temperature, hard)
+            share = width * gumbel_gate(self._masked_gates(), temperature, hard)[:, None]
+        else:
+            share = gumbel_softmax(self._masked_choices(), temperature, hard)[:, 1:]
         for name, mixed in self.mixed_weights():
             mixed.use_mixture(share[self._slices[name]])
 
@@ -135,8 +154,13 @@ class Supernet(nn.Module):
         A hard sample is the same at every temperature.
         """
         with torch.no_grad():
-            width = gumbel_softmax(self._masked_widths(), temperature=1.0, hard=True)
-            self._use(width.argmax(dim=1), gumbel_gate(self._masked_gates(), temperature=1.0, hard=True))
+            if self.gates:
+                width = gumbel_softmax(self._masked_widths(), temperature=1.0, hard=True)
+                keep = gumbel_gate(self._masked_gates(), temperature=1.0, hard=True)
+            else:
+                width = gumbel_softmax(self._masked_choices(), temperature=1.0, hard=True)[:, 1:]
+                keep = (width.amax(dim=1) > 0.5).float()
+            self._use(width.argmax(dim=1), keep)
 
     def freeze(self, allocation: BitAllocation) -> None:
         """Use this allocation from now on."""

@@ -113,6 +113,11 @@ def test_an_architecture_without_a_loss_is_refused() -> None:
         (SearchSettings, {"architecture_learning_rate": -0.1}, "must be above 0"),
         (SearchSettings, {"warmup": 3.0}, "shares of the steps"),
         (SearchSettings, {"penalty": -1.0}, "must not be negative"),
+        (SearchSettings, {"one_hot_weight": -1.0}, "must not be negative"),
+        (SearchSettings, {"size_tolerance": 0.0}, "size tolerance 0.0 must lie between 0 and 1"),
+        (SearchSettings, {"unrolled": -0.1}, "unrolled -0.1 must not be negative"),
+        (SearchSettings, {"scale_learning_rate": -0.1}, "Scale learning rate -0.1 must not be negative"),
+        (RecoverySettings, {"scale_learning_rate": -0.1}, "Scale learning rate -0.1 must not be negative"),
     ],
 )
 def test_numbers_out_of_range_are_refused(cls: type, values: dict[str, float], message: str) -> None:

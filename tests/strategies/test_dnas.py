@@ -143,10 +143,10 @@ def test_weights_learn_from_one_part_and_bits_from_the_other(make_problem: MakeP
             read.append(self.name)
             return self.outputs.batch(indices)
 
-    parts: Any = {name: Reading(name, getattr(problem, name)) for name in ("train", "held_out")}
-    train, held_out = problem.train().data, problem.held_out().data
-    assert len(train) + len(held_out) == 320
-    assert {text.tobytes() for text in train.ids}.isdisjoint(text.tobytes() for text in held_out.ids)
+    train, held_out = Reading("train", problem.train()), Reading("held_out", problem.held_out())
+    assert len(train.data) + len(held_out.data) == 320
+    assert {text.tobytes() for text in train.data.ids}.isdisjoint(text.tobytes() for text in held_out.data.ids)
+    parts: Any = {"train": lambda: train, "held_out": lambda: held_out}
     search(dataclasses.replace(problem, **parts))
     assert read == ["train", "train", "train", "held_out", "train", "held_out"]
 
@@ -207,3 +207,106 @@ def test_an_interrupted_search_is_the_same_search(loss: int, make_problem: MakeP
     assert resumed.weights is not None
     assert all(torch.equal(resumed.weights[name], tensor) for name, tensor in whole.weights.items())
     assert problem.context.run.read_log() == log
+
+
+# Its variants ---------------------------------------------------------------------------------------------------------
+
+VARIANTS: list[dict[str, Any]] = [
+    {"size_term": "piecewise_log"},
+    {"size_term": "soft_barrier", "one_hot_weight": 0.1},
+    {"zero": "softmax"},
+    {"zero": "softmax", "sampling": "hard", "prior_strength": 0.0},
+    {"bilevel": False},
+    {"unrolled": 1e-3},
+    {"derive": "argmax"},
+    {"scale_learning_rate": 0.0},
+]
+every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+
+
+@every_variant
+def test_every_variant_fills_the_budget_and_moves_the_bits(variant: dict[str, Any], make_problem: MakeProblem) -> None:
+    problem = make_problem(0.3, steps=4, warmup=0.25, architecture_learning_rate=0.5, **variant)
+    result = search(problem)
+    result.allocation.check_fits(problem.table.partitions)
+    size = problem.table.total(problem.table.to_choice(result.allocation))
+    assert 0.99 * problem.budget.bytes <= size <= problem.budget.bytes
+    log = problem.context.run.read_log()
+    assert [line["step"] for line in log if "derived_bytes" in line] == [1, 2, 3]
+    assert result.derived_bytes is not None
+    assert problem.table.smallest() <= result.derived_bytes <= problem.table.largest()
+    if variant.get("prior_strength", 1.0):
+        assert len({line["expected_bytes"] for line in log if "expected_bytes" in line}) == 3
+
+
+def test_the_default_is_first_order_bilevel_with_gates_and_a_knapsack(make_problem: MakeProblem) -> None:
+    settings = make_problem().search
+    chosen = settings.size_term, settings.zero, settings.bilevel, settings.unrolled, settings.derive
+    assert chosen == ("augmented_lagrangian", "gate", True, 0.0, "knapsack")
+
+
+@every_variant
+def test_an_interrupted_variant_is_the_same_search(
+    variant: dict[str, Any], make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = make_problem(steps=4, warmup=0.25, **variant)
+    whole = search(problem)
+    problem.context.run.discard_state(problem.stage)
+    real, calls = dnas.distillation_loss, []
+
+    def interrupting(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(dnas, "distillation_loss", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        search(problem)
+    resumed = search(problem)
+    np.testing.assert_array_equal(resumed.values, whole.values)
+    assert resumed.allocation == whole.allocation
+
+
+def test_scales_without_a_learning_rate_stay(make_problem: MakeProblem) -> None:
+    problem = make_problem(steps=3, scale_learning_rate=0.0)
+    before, after = problem.make_supernet().model.state_dict(), search(problem).weights
+    assert after is not None
+    for name, tensor in before.items():
+        if name.endswith("log_scale"):
+            assert torch.equal(after[name], tensor), name
+
+
+def test_single_level_steps_share_their_batches_of_the_whole_file(make_problem: MakeProblem) -> None:
+    problem, read = make_problem(steps=3, warmup=0.0, bilevel=False), []
+    outputs = problem.whole()
+
+    class Reading:
+        data = outputs.data
+
+        def batch(self, indices: np.ndarray) -> Any:
+            read.append(tuple(indices))
+            return outputs.batch(indices)
+
+    whole: Any = Reading()
+    search(dataclasses.replace(problem, whole=lambda: whole))
+    assert len(whole.data) == 320
+    assert read[::2] == read[1::2]
+    assert len(set(read)) == 3
+
+
+def test_second_order_differs_from_first(make_problem: MakeProblem) -> None:
+    results = [search(make_problem(stage=f"{rate}", steps=2, warmup=0.0, unrolled=rate)) for rate in (0.0, 1.0)]
+    assert np.abs(results[0].values - results[1].values).max() > 0
+    assert results[0].weights is not None
+    assert results[1].weights is not None
+
+
+def test_argmax_starts_from_the_most_probable_and_the_knapsack_does_not(make_problem: MakeProblem) -> None:
+    """A budget that the most probable choices meet exactly is theirs."""
+    problem = make_problem(warmup=1.0, derive="argmax")
+    derived = search(problem).derived_bytes
+    assert derived is not None
+    supernet = problem.make_supernet()
+    start_from(supernet, prior_logits(problem.sensitivity, problem.table, problem.budget.bytes, problem.search.prior_strength))
+    assert derived == problem.table.total(supernet.most_probable())

@@ -44,10 +44,10 @@ class Bench:
     def data(self) -> Encoded:
         return self.blueprint.train
 
-    def supernet(self) -> Supernet:
+    def supernet(self, gates: bool = True) -> Supernet:
         per_row, bits = self.blueprint.space.scale == "row", self.blueprint.recipe.activation_bits
         backbone, quantizer = self.blueprint.source.backbone, self.blueprint.quantizer
-        return Supernet(self.model, backbone, self.table, quantizer, self.scales, bits, per_row)
+        return Supernet(self.model, backbone, self.table, quantizer, self.scales, bits, per_row, gates)
 
     def allocation(self, seed: int = 0) -> BitAllocation:
         draw = np.random.default_rng(seed)

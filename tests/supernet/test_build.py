@@ -93,6 +93,40 @@ def test_samples_follow_the_probabilities(bench: Any) -> None:
     assert difference.abs().max() < 0.12
 
 
+def test_without_gates_zero_bits_are_a_choice_of_the_softmax(bench: Any) -> None:
+    """Equal logits: every allowed width, 0 among them, is as likely, and as often sampled."""
+    supernet = bench.supernet(gates=False)
+    allowed = torch.from_numpy(bench.table.allowed).float()
+    equal = allowed / allowed.sum(1, keepdim=True)
+    torch.testing.assert_close(supernet.probabilities(), equal)
+    torch.manual_seed(0)
+    counts, draws = torch.zeros_like(allowed), 400
+    for _ in range(draws):
+        supernet.use_sample()
+        column = torch.where(supernet._keep > 0.5, supernet._column + 1, 0)
+        counts += functional.one_hot(column, counts.shape[1])
+    assert (counts / draws - equal).abs().max() < 0.12
+    assert not counts[allowed == 0].any()
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_without_gates_a_mixture_reaches_the_zero_logit(hard: bool, bench: Any) -> None:
+    supernet = bench.supernet(gates=False)
+    nn.init.normal_(supernet.gate_logits)
+    torch.manual_seed(0)
+    supernet.use_mixture(0.7, hard)
+    supernet(**bench.batch()).logits.square().sum().backward()
+    prunable = torch.from_numpy(bench.table.allowed[:, 0])
+    assert bool((supernet.gate_logits.grad[prunable] != 0).any())
+    assert not supernet.gate_logits.grad[~prunable].any()
+
+
+def test_the_most_probable_is_the_largest_probability(bench: Any) -> None:
+    supernet, allocation = bench.supernet(), bench.allocation(2)
+    set_one_hot(supernet, allocation)
+    assert bench.table.to_allocation(supernet.most_probable()) == allocation
+
+
 def test_values_are_log_probabilities_by_parameters_plus_a_rate_per_byte(bench: Any) -> None:
     supernet, table = bench.supernet(), bench.table
     nn.init.normal_(supernet.width_logits)
