@@ -1,9 +1,11 @@
-"""What can a person ask for? plan, finetune, search, apply, evaluate: typed dataclasses, one a command."""
+"""What can a person ask for? plan, finetune, search, apply, evaluate, report: typed dataclasses, one a command."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -292,7 +294,23 @@ class Evaluate:
         progress.say(json.dumps(evaluate_folder(self.folder, self.data.load()), sort_keys=True))
 
 
-Command = Plan | Finetune | Search | Apply | Evaluate
+@dataclass(frozen=True)
+class Report:
+    """Write report.html of a finished run or a sweep again; both write it themselves when they end.
+
+    Example: autoquant report runs/demo
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """A run directory or a sweep's."""
+
+    def run(self, progress: Progress) -> None:
+        from autoquant.pareto.report import write_report
+
+        progress.say(f"Wrote {write_report(self.folder)}")
+
+
+Command = Plan | Finetune | Search | Apply | Evaluate | Report
 
 
 def _machine(options: MachineOptions) -> Machine:
@@ -323,8 +341,9 @@ def parse(arguments: Sequence[str]) -> Command:
         "search": Annotated[Search, tyro.conf.subcommand("search", default=Search(recipe=recipe))],
         "apply": Annotated[Apply, tyro.conf.subcommand("apply")],
         "evaluate": Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
+        "report": Annotated[Report, tyro.conf.subcommand("report")],
     }
-    union = commands["plan"] | commands["finetune"] | commands["search"] | commands["apply"] | commands["evaluate"]
+    union = functools.reduce(operator.or_, commands.values())
     description = f"Mixed-precision search for BERT-family models under a size budget. Presets: {', '.join(available_presets())}."
     command: Command = tyro.cli(union, args=list(arguments), prog="autoquant", description=description)
     return command

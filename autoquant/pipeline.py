@@ -22,6 +22,7 @@ from autoquant.export.manifest import (
     manifest_space,
     read_manifest,
 )
+from autoquant.pareto.report import write_report
 from autoquant.report import show, summarise, write_allocation
 from autoquant.strategies import SearchResult
 from autoquant.tasks.data import TaskData
@@ -274,6 +275,7 @@ def _finish(workspace: Workspace, budget: SizeBudget, strategy: str, results: Ma
     write_allocation(workspace, budget, strategy, results[strategy], metrics)
     metrics["bytes"]["directory"] = sum(f.stat().st_size for f in run.model_dir.rglob("*") if f.is_file())
     run.write_json("metrics.json", metrics)
+    write_report(run.path)
     show(workspace, metrics, measured)
     return RunResult(run.path, run.model_dir, results[strategy].allocation, metrics)
 

@@ -1,0 +1,81 @@
+"""Which command makes it again? From the recorded settings, so it is right however the run was started."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from autoquant.core.cost import MIB
+from autoquant.core.settings import load_preset
+
+GLUE = ("sst2", "cola", "mrpc", "rte", "stsb", "qnli", "qqp", "mnli", "wnli")
+EMBEDDED = "movies"
+
+
+def run_command(settings: Mapping[str, Any]) -> str:
+    """The command of a run from the settings in its run.json."""
+    return search_command(settings) if "recipe" in settings else apply_command(settings)
+
+
+def apply_command(settings: Mapping[str, Any]) -> str:
+    """`autoquant apply ...`; the allocation's own file stands in model/."""
+    parts = ["autoquant", "apply", "model/allocation.json", "--model", settings["model"]]
+    return shlex.join([*parts, *machine_options(settings["machine"]), *([] if settings["recovery"] else ["--no-recovery"])])
+
+
+def search_command(settings: Mapping[str, Any]) -> str:
+    """`autoquant search ...` from the settings in run.json; only what differs from the defaults is spelled out."""
+    budget = settings["budget"]
+    parts = ["autoquant", "search", "--model", settings["model"], *data_options(settings["task"])]
+    parts += ["--budget-mib", repr(budget["bytes"] / MIB)]
+    parts += ["--count", budget["count"]] if budget["count"] != "file" else []
+    parts += ["--controls", *settings["controls"]]
+    return shlex.join([*parts, *common_options(settings)])
+
+
+def data_options(task: str) -> list[str]:
+    """Where the data is; files of one's own have no recorded place, only a hash."""
+    if task == EMBEDDED:
+        return []
+    return ["--task", task] if task in GLUE else ["--train-file", "TRAIN", "--eval-file", "EVAL"]
+
+
+def common_options(settings: Mapping[str, Any]) -> list[str]:
+    """Seed, lengths, machine and recipe, where they are not the defaults."""
+    parts = ["--seed", str(settings["seed"])] if settings.get("seed") else []
+    parts += ["--max-length", str(settings["max_length"])] if settings["max_length"] != 128 else []
+    parts += ["--trim-positions"] if settings["trim_positions"] else []
+    return [*parts, *machine_options(settings["machine"]), *recipe_options(settings["recipe"])]
+
+
+def machine_options(machine: Mapping[str, Any]) -> list[str]:
+    """Where it computed, as options."""
+    parts = ["--device", machine["device"]] if machine["device"] != "auto" else []
+    parts += ["--threads", str(machine["threads"])] if machine["threads"] else []
+    parts += ["--precision", machine["precision"]] if machine["precision"] != "fp32" else []
+    return parts + ([] if machine["compile"] else ["--no-compile"])
+
+
+def recipe_options(recipe: Mapping[str, Any]) -> list[str]:
+    """A recipe as options over the default preset."""
+    usual = dict(_flat(dataclasses.asdict(load_preset("default"))))
+    changed = [(name, value) for name, value in _flat(recipe) if usual.get(name, value) != value]
+    return [part for name, value in changed for part in _option(name, value)]
+
+
+def _option(name: str, value: Any) -> list[str]:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        head, _, last = flag.rpartition(".")
+        return [f"--{flag}" if value else f"--{head + '.' if head else ''}no-{last}"]
+    return [f"--{flag}", *(map(str, value) if isinstance(value, list | tuple) else [str(value)])]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

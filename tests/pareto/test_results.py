@@ -1,0 +1,75 @@
+"""A sweep as values: seeds folded, dominance of the means, and files that give it back."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from autoquant.core.errors import CheckpointError
+from autoquant.pareto.results import Point, Sweep
+
+
+def test_configurations_are_folded_and_judged_by_their_means(sweep: Sweep) -> None:
+    low, high, uniform = sweep.configurations
+    assert [len(c.points) for c in sweep.configurations] == [2, 2, 1]
+    assert low.folded.mean == pytest.approx((98, 0.82))
+    assert (low.on_front, high.on_front, uniform.on_front) == (True, True, False)
+
+
+def test_tuned_settings_keep_configurations_apart() -> None:
+    points = tuple(Point(f"t{i}", "dnas", 0, 100, 99, 0.8 + i / 100, settings={"recovery.steps": i}) for i in range(2))
+    sweep = Sweep("sst2", "accuracy", 1000, 0.9, points)
+    assert [c.on_front for c in sweep.configurations] == [False, True]
+
+
+def test_hypervolume_is_a_share_of_the_box(sweep: Sweep) -> None:
+    # means (98, 0.82), (198, 0.89): (198 - 98) * 0.82 + (1000 - 198) * 0.89 of 1000 * 0.9
+    assert sweep.hypervolumes()["dnas"] == pytest.approx((100 * 0.82 + 802 * 0.89) / 900)
+    assert sweep.hypervolumes()["uniform"] == pytest.approx(800 * 0.87 / 900)
+
+
+def test_latency_is_an_objective_too() -> None:
+    points = (
+        Point("a", "dnas", 0, 100, 99, 0.8, 5.0),
+        Point("b", "dnas", 0, 200, 199, 0.8, 4.0),
+        Point("c", "dnas", 0, 300, 299, 0.8),
+    )
+    sweep = Sweep("sst2", "accuracy", 1000, 0.9, points, ("size", "metric", "latency"))
+    assert [c.on_front for c in sweep.configurations] == [True, True, False]  # the last one's was not measured
+    assert sweep.hypervolumes() == {}
+
+
+def test_files_give_it_back(sweep: Sweep, tmp_path: Path) -> None:
+    sweep.write(tmp_path)
+    assert Sweep.read(tmp_path) == sweep
+    assert Sweep.read(tmp_path / "pareto.json") == sweep
+    data = json.loads((tmp_path / "pareto.json").read_text("utf-8"))
+    assert data["front"] == ["dnas-100-seed0", "dnas-100-seed1", "dnas-200-seed0", "dnas-200-seed1"]
+    table = pd.read_parquet(tmp_path / "pareto.parquet")
+    assert list(table.cell) == sorted(p.cell for p in sweep.points)
+    assert table.on_front.tolist() == [True, True, True, True, False]
+    assert json.loads(table.bits[0]) == {"words.weight": "81", "layer.0.query.weight": "02", "layer.1.query.weight": "48"}
+
+
+def test_an_empty_sweep_is_a_sweep(tmp_path: Path) -> None:
+    empty = Sweep("sst2", "accuracy", 1000, 0.9, ())
+    empty.write(tmp_path)
+    assert Sweep.read(tmp_path) == empty
+    assert empty.configurations == ()
+
+
+KIND = '"format": "autoquant-pareto", "version": '
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", f"{{{KIND}9}}", f"{{{KIND}1}}"])
+def test_what_is_no_sweep_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "pareto.json").write_text(text, "utf-8")
+    with pytest.raises(CheckpointError, match=r"is not the pareto.json of a sweep") as error:
+        Sweep.read(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_sweep_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="Cannot read"):
+        Sweep.read(tmp_path / "none")
