@@ -227,6 +227,7 @@ def _recorded_recipe(manifest: Mapping[str, Any]) -> Recipe:
     recorded = {
         "quantizer": manifest["quantizer"],
         "activation_bits": manifest["activation_bits"],
+        "activations": manifest["activations"],
         "distillation": parts["distillation"],
         "recovery": parts["recovery"],
         "search": parts["calibration"],

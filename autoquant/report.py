@@ -73,6 +73,7 @@ def write_allocation(
         sensitivity=workspace.calibration.sensitivity[np.arange(len(choice)), choice],
         quantizer=recipe.quantizer,
         activation_bits=recipe.activation_bits,
+        activations=recipe.activations,
         max_length=blueprint.max_length,
         trim_positions=blueprint.trim_positions,
         budget=budget,

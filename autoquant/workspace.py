@@ -28,12 +28,13 @@ from autoquant.core.progress import Progress
 from autoquant.core.run import RunDirectory, disk_errors, file_sha256
 from autoquant.core.settings import Recipe
 from autoquant.core.space import SearchSpace, load_space
+from autoquant.core.subgroup import Partition
 from autoquant.pack.checkpoint import metadata_text
 from autoquant.quantizers import QUANTIZERS, Quantizer
 from autoquant.strategies import STRATEGIES, Problem, SearchResult
 from autoquant.strategies.sensitivity import fisher_scores
-from autoquant.supernet.build import Supernet
-from autoquant.supernet.calibration import initial_scales, input_moments
+from autoquant.supernet.build import RANGE_NAME, Supernet
+from autoquant.supernet.calibration import initial_scales, input_moments, input_ranges
 from autoquant.tasks.data import TaskData
 from autoquant.training.batches import Encoded, encode
 from autoquant.training.distillation import TeacherOutputs
@@ -119,21 +120,37 @@ class Blueprint:
 
     def packed_settings(self) -> dict[str, object]:
         """What the packed file says about itself."""
-        return {
+        settings: dict[str, object] = {
             "quantizer": self.recipe.quantizer,
             "scale": self.space.scale,
             "activation_bits": self.recipe.activation_bits,
             "max_length": self.max_length,
         }
+        per_row = [p.matrix.name for p in self.partitions if p.scale_or(self.space.scale) == "row"]
+        if self.space.scale != "row" and per_row:
+            settings["row_scales"] = per_row
+        if self.recipe.static_activations:
+            settings["activations"] = "static"
+        return settings
+
+    @cached_property
+    def partitions(self) -> tuple[Partition, ...]:
+        config = self.source.config
+        matrices = self.source.backbone.matrices(config, dict(self.shapes))
+        return self.space.partition(matrices, config.num_attention_heads, self.token_counts)
+
+    @property
+    def ranged(self) -> list[str]:
+        """Matrices of the layers whose input gets a learned static range."""
+        kinds = self.source.backbone.dynamic_activations if self.recipe.static_activations else ()
+        return [p.matrix.name for p in self.partitions if p.matrix.kind in kinds]
 
     @cached_property
     def byte_model(self) -> ByteModel:
-        config = self.source.config
-        matrices = self.source.backbone.matrices(config, dict(self.shapes))
-        partitions = self.space.partition(matrices, config.num_attention_heads, self.token_counts)
-        quantised = {p.matrix.name for p in partitions}
+        quantised = {p.matrix.name for p in self.partitions}
         rest = {name: shape for name, shape in self.shapes.items() if name not in quantised}
-        return ByteModel(partitions, rest, self.space.scale, metadata_text(self.packed_settings()))
+        rest |= {f"{name.removesuffix('.weight')}.{RANGE_NAME}": (2,) for name in self.ranged}
+        return ByteModel(self.partitions, rest, self.space.scale, metadata_text(self.packed_settings()))
 
     def full_bytes(self, count: str = "file") -> int:
         """Float32 size of what counts: the whole safetensors file, or the encoder's matrices."""
@@ -155,6 +172,14 @@ class Calibration:
 
     scales: dict[str, Tensor]
     sensitivity: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class StartingPoint:
+    """Initial scales per matrix [rows or groups, non-zero widths], and mean and minimum of inputs that get a static range."""
+
+    scales: dict[str, Tensor]
+    ranges: dict[str, tuple[float, float]]
 
 
 def save_pretrained(folder: Path, *parts: Any) -> None:
@@ -249,28 +274,41 @@ class Workspace:
 
     @cached_property
     def calibration(self) -> Calibration:
-        """Clip search and sensitivities on a few hundred training texts."""
+        """Starting point and sensitivities on a few hundred training texts."""
         saved = self.run.load_state("calibration")
+        if saved is None:
+            scales = self.starting_point.scales  # its time is counted there
+            with self.timed("calibrate"):
+                blueprint, table = self.blueprint, choice_table(self.blueprint.byte_model)
+                data, counts = self._calibration_texts, blueprint.token_counts
+                scores = fisher_scores(self.teacher, table, blueprint.quantizer, scales, data, counts, self.seed, self.progress)
+            saved = {"sensitivity": torch.from_numpy(scores)}
+            self.run.save_state("calibration", saved)
+        return Calibration(self.starting_point.scales, saved["sensitivity"].numpy())
+
+    @cached_property
+    def _calibration_texts(self) -> Encoded:
+        order = np.random.default_rng((self.seed, 3)).permutation(len(self.train))
+        return self.train.select(order[: self.blueprint.recipe.search.calibration_samples])
+
+    @cached_property
+    def starting_point(self) -> StartingPoint:
+        """Where the quantisers start, from the same few hundred texts; no labels are read."""
+        saved = self.run.load_state("starting-point")
         if saved is None:
             _ = self.teacher  # its time is its own stage's
             with self.timed("calibrate"):
-                saved = self._calibrate()
-            self.run.save_state("calibration", saved)
-        return Calibration(saved["scales"], saved["sensitivity"].numpy())
+                saved = self._start_quantisers()
+            self.run.save_state("starting-point", saved)
+        return StartingPoint(saved["scales"], saved["ranges"])
 
-    def _calibrate(self) -> dict[str, Any]:
-        blueprint, device = self.blueprint, self.context.device
-        order = np.random.default_rng((self.seed, 3)).permutation(len(self.train))
-        data = self.train.select(order[: blueprint.recipe.search.calibration_samples])
+    def _start_quantisers(self) -> dict[str, Any]:
+        blueprint, device, data = self.blueprint, self.context.device, self._calibration_texts
         table = choice_table(blueprint.byte_model)
-        self.progress.say("Searching clip ratios for every width")
+        self.progress.say("Searching scales for every width")
         moments = input_moments(self.teacher, list(table.slices()), data, device)
-        per_row = blueprint.space.scale == "row"
-        scales = initial_scales(self.teacher, table, blueprint.quantizer, moments, per_row)
-        scores = fisher_scores(
-            self.teacher, table, blueprint.quantizer, scales, data, blueprint.token_counts, self.seed, self.progress
-        )
-        return {"scales": scales, "sensitivity": torch.from_numpy(scores)}
+        scales = initial_scales(self.teacher, table, blueprint.quantizer, moments, blueprint.space.scale == "row")
+        return {"scales": scales, "ranges": input_ranges(self.teacher, blueprint.ranged, data, device)}
 
     @cached_property
     def outputs(self) -> TeacherOutputs:
@@ -285,10 +323,11 @@ class Workspace:
             blueprint.source.backbone,
             blueprint.table(budget),
             blueprint.quantizer,
-            self.calibration.scales,
+            self.starting_point.scales,
             blueprint.recipe.activation_bits,
             blueprint.space.scale == "row",
             blueprint.recipe.search.zero == "gate",
+            self.starting_point.ranges,
         )
 
     # One method's steps -------------------------------------------------------------------------------------------

@@ -108,15 +108,16 @@ class ByteModel:
     scale: str
     metadata: str
 
-    def scales_in(self, rows: int, bits: int) -> int:
+    def scales_in(self, partition: Partition, rows: int, bits: int) -> int:
         """How many scales a sub-group of `rows` rows stores at a width."""
-        return 0 if bits == 0 or rows == 0 else rows if self.scale == "row" else 1
+        return 0 if bits == 0 or rows == 0 else rows if partition.scale_or(self.scale) == "row" else 1
 
     def choice_bytes(self, partition: Partition, bits: int) -> np.ndarray:
         """Bytes of every sub-group of one matrix at one width, [groups] int64: codes and scales."""
         columns = partition.matrix.columns
         return np.array(
-            [code_bytes(n, columns, bits) + SCALE_BYTES * self.scales_in(n, bits) for n in partition.sizes], dtype=np.int64
+            [code_bytes(n, columns, bits) + SCALE_BYTES * self.scales_in(partition, n, bits) for n in partition.sizes],
+            dtype=np.int64,
         )
 
     def layout_bytes(self, partition: Partition) -> int:
@@ -133,7 +134,7 @@ class ByteModel:
         for partition in self.partitions:
             name, bits = partition.matrix.name, allocation.bits[partition.matrix.name]
             pairs = list(zip(partition.sizes, bits, strict=True))
-            scales = sum(self.scales_in(n, b) for n, b in pairs)
+            scales = sum(self.scales_in(partition, n, b) for n, b in pairs)
             codes = sum(code_bytes(n, partition.matrix.columns, b) for n, b in pairs)
             half.append(TensorEntry(f"{name}_scales", "F16", (scales,)))
             byte.append(TensorEntry(f"{name}_codes", "U8", (codes,)))

@@ -152,8 +152,10 @@ class Recipe:
     space: str = "default"
     """Search space: a name in search_spaces/ or a path to a TOML file."""
     quantizer: str = "midrise"
-    activation_bits: Literal[8, 32] = 8
+    activation_bits: Literal[4, 8, 32] = 8
     """8: activations are quantised per tensor while training and in the result, as the fast runtime does; 32: not."""
+    activations: Literal["dynamic", "static"] = "dynamic"
+    """dynamic: every tensor's own range, as the fast runtime has it; static: a learned range a layer, at 8 or 4 bits (LSQ+)."""
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
@@ -162,7 +164,13 @@ class Recipe:
     def __post_init__(self) -> None:
         terms = (self.distillation.logits, self.distillation.cross_entropy, self.search.architecture_hidden)
         _check(max(terms) > 0, "The architecture has no loss: set distillation.logits or search.architecture_hidden above 0.")
-        _check(self.activation_bits in (8, 32), f"activation_bits {self.activation_bits} is not 8 or 32.")
+        _check(self.activation_bits in (4, 8, 32), f"activation_bits {self.activation_bits} is not 4, 8 or 32.")
+        fits = self.activation_bits != 4 or self.activations == "static"
+        _check(fits, "activation_bits 4 needs a learned range: add --activations static.")
+
+    @property
+    def static_activations(self) -> bool:
+        return self.activations == "static" and self.activation_bits < 32
 
 
 def available_presets() -> list[str]:

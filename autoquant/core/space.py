@@ -35,11 +35,12 @@ SPACE_FOLDERS = (Path(__file__).parents[1] / "search_spaces", Path(__file__).par
 class Rule:
     """What may be chosen in one kind of matrix: `bits` (0 = prunable) and `groups`: 1, "heads", a number, or "rows".
 
-    For the word embedding `groups` is the number of token-frequency buckets.
+    For the word embedding `groups` is the number of token-frequency buckets. `scale` overrides the space's granularity.
     """
 
     bits: tuple[int, ...]
     groups: int | str
+    scale: str | None = None
 
     def __post_init__(self) -> None:
         odd = [b for b in self.bits if b not in SUPPORTED_WIDTHS]
@@ -49,6 +50,8 @@ class Rule:
         whole = isinstance(self.groups, int) and not isinstance(self.groups, bool) and self.groups >= 1
         if not whole and self.groups not in ("heads", "rows"):
             raise SpaceError(f'groups = {self.groups!r} is not a positive number, "heads" or "rows".')
+        if self.scale not in (None, *SCALES):
+            raise SpaceError(f'scale = "{self.scale}" is not one of {", ".join(SCALES)}.')
 
     def count(self, rows: int, heads: int) -> int:
         """Number of sub-groups of a matrix of `rows` rows in a model of `heads` attention heads."""
@@ -79,9 +82,9 @@ class SearchSpace:
                 if groups > 255:
                     raise SpaceError(f"Space {self.name}: word_embedding has {groups} buckets; at most 255 can be stored.")
                 buckets, sizes = frequency_buckets(token_counts, groups)
-                parts.append(Partition(matrix, widths, sizes, buckets))
+                parts.append(Partition(matrix, widths, sizes, buckets, rule.scale))
             else:
-                parts.append(Partition(matrix, widths, even_sizes(matrix.rows, groups)))
+                parts.append(Partition(matrix, widths, even_sizes(matrix.rows, groups), scale=rule.scale))
         return tuple(parts)
 
 
@@ -98,12 +101,12 @@ def parse_space(data: Mapping[str, Any], name: str) -> SearchSpace:
     for kind in KINDS:
         table = {**data.get("default", {}), **data.get(kind, {})}
         missing = {"bits", "groups"} - set(table)
-        extra = set(table) - {"bits", "groups"}
+        extra = set(table) - {"bits", "groups", "scale"}
         if missing or extra:
             raise SpaceError(f"Space {name}: [{kind}] needs exactly bits and groups ({', '.join(sorted(missing | extra))}).")
         if not isinstance(table["bits"], list):
             raise SpaceError(f"Space {name}: [{kind}] bits must be a list, say [0, 2, 4].")
-        rules[kind] = Rule(tuple(table["bits"]), table["groups"])
+        rules[kind] = Rule(tuple(table["bits"]), table["groups"], table.get("scale"))
     return SearchSpace(str(data.get("name", name)), rules, data.get("scale", "row"))
 
 

@@ -43,17 +43,23 @@ class Partition:
     """A matrix cut into sub-groups.
 
     `sizes` holds the row count of each sub-group; `buckets` ([rows], uint8) gives each row's sub-group when they are
-    token-frequency buckets and is None when they are runs of consecutive rows; `widths` are the bit-widths allowed.
+    token-frequency buckets and is None when they are runs of consecutive rows; `widths` are the bit-widths allowed;
+    `scale` (`row` or `subgroup`) is the scale granularity where it differs from the space's.
     """
 
     matrix: Matrix
     widths: tuple[int, ...]
     sizes: tuple[int, ...]
     buckets: np.ndarray | None = None
+    scale: str | None = None
 
     @property
     def groups(self) -> int:
         return len(self.sizes)
+
+    def scale_or(self, default: str) -> str:
+        """The scale granularity of this matrix in a space of granularity `default`."""
+        return self.scale or default
 
     @cached_property
     def group_of_row(self) -> np.ndarray:

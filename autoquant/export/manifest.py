@@ -21,10 +21,10 @@ from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import CheckpointError
 from autoquant.core.run import atomic_write_text
-from autoquant.core.space import SearchSpace, parse_space
+from autoquant.core.space import Rule, SearchSpace, parse_space
 from autoquant.core.subgroup import Partition
 
-FORMAT, VERSION = "autoquant-allocation", 1
+FORMAT, VERSION = "autoquant-allocation", 2
 SCHEMA = Path(__file__).with_name("allocation.schema.json")
 LINE = 130  # characters up to which an object stays on one line; a sub-group does
 
@@ -38,6 +38,7 @@ def build_manifest(
     sensitivity: np.ndarray | None,
     quantizer: str,
     activation_bits: int,
+    activations: str,
     max_length: int,
     trim_positions: bool,
     budget: SizeBudget,
@@ -56,7 +57,7 @@ def build_manifest(
     none; `reached`: bytes under `file` and `counted`. Raises CheckpointError when the allocation does not fit the partitions.
     """
     allocation.check_fits(partitions)
-    rules = {kind: {"bits": list(rule.bits), "groups": rule.groups} for kind, rule in space.rules.items()}
+    rules = {kind: _rule(rule) for kind, rule in space.rules.items()}
     ends = np.cumsum([p.groups for p in partitions])
     pieces = [slice(int(end) - p.groups, int(end)) for p, end in zip(partitions, ends, strict=True)]
     chances, losses = _numbers(probability, int(ends[-1])), _numbers(sensitivity, int(ends[-1]))
@@ -66,6 +67,7 @@ def build_manifest(
         "space": {"name": space.name, "scale": space.scale, "rules": rules},
         "quantizer": quantizer,
         "activation_bits": activation_bits,
+        "activations": activations,
         "max_length": max_length,
         "trim_positions": trim_positions,
         "strategy": strategy,
@@ -99,6 +101,11 @@ def _matrix(
         "buckets_sha256": buckets_sha256(partition),
         "subgroups": subgroups,
     }
+
+
+def _rule(rule: Rule) -> dict[str, Any]:
+    scale = {} if rule.scale is None else {"scale": rule.scale}
+    return {"bits": list(rule.bits), "groups": rule.groups, **scale}
 
 
 def _numbers(values: np.ndarray | None, count: int) -> list[float | None]:

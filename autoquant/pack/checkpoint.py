@@ -30,6 +30,7 @@ from autoquant.quantizers.base import Quantizer
 
 FORMAT, VERSION = "autoquant", 1
 LENGTH_BYTES = 8  # of the header's length, ahead of it
+ACTIVATION_BITS = {"dynamic": (8, 32), "static": (4, 8)}  # by how a layer's input gets its range
 PARTS = {"codes": torch.uint8, "scales": torch.float16, "layout": torch.uint8}
 
 
@@ -47,7 +48,11 @@ class PackedFile:
 
 
 def metadata_text(settings: Mapping[str, object], checksum: str = "") -> str:
-    """The text of `ByteModel.metadata`: settings (JSON values; quantizer, scale and activation_bits at least), versioned."""
+    """The text of `ByteModel.metadata`: settings (JSON values), versioned.
+
+    `quantizer`, `scale` and `activation_bits` must be there; `row_scales` names the matrices with a scale per row where `scale`
+    is `subgroup`; `activations` is `static` where every quantised input has a learned range, stored beside its layer's weight.
+    """
     missing = {"quantizer", "scale", "activation_bits"} - set(settings)
     if missing:
         raise ValueError(f"settings of a packed file lack {', '.join(sorted(missing))}")
@@ -101,7 +106,8 @@ def _encode(
             raise CheckpointError(f"{name}: a value is not finite in float16.")
     for partition in model.partitions:
         name = partition.matrix.name
-        packed = quantise(state[name], scales[name], partition, allocation.bits[name], model.scale, quantizer)
+        scale = partition.scale_or(model.scale)
+        packed = quantise(state[name], scales[name], partition, allocation.bits[name], scale, quantizer)
         tensors |= {f"{name}_codes": packed.codes, f"{name}_scales": packed.scales, f"{name}_layout": packed.layout.head}
         if packed.layout.buckets is not None:
             tensors[f"{name}_buckets"] = packed.layout.buckets
@@ -140,8 +146,11 @@ def _checked_settings(raw: bytes) -> dict[str, Any]:
         raise CheckpointError("the checksum does not match: the file is truncated or corrupt, copy or pack it again.")
     if not isinstance(settings.get("quantizer"), str) or settings["quantizer"] not in QUANTIZERS:
         raise CheckpointError(f"unknown quantizer {settings.get('quantizer')!r}; known are {', '.join(sorted(QUANTIZERS))}.")
-    if settings.get("scale") not in SCALES or settings.get("activation_bits") not in (8, 32):
-        raise CheckpointError("its scale is not row or subgroup, or its activation_bits are not 8 or 32: corrupt.")
+    if settings.get("scale") not in SCALES or not isinstance(settings.get("row_scales", []), list):
+        raise CheckpointError("its scale is not row or subgroup, or row_scales is no list: corrupt.")
+    mode = settings.get("activations", "dynamic")
+    if mode not in ACTIVATION_BITS or settings.get("activation_bits") not in ACTIVATION_BITS[mode]:
+        raise CheckpointError(f"activation_bits {settings.get('activation_bits')!r}, {mode!r}: no such activations; corrupt.")
     return settings
 
 
@@ -172,7 +181,8 @@ def _assemble(tensors: dict[str, Tensor], settings: dict[str, Any]) -> PackedFil
             continue
         parts = {part: _vector(rest, f"{name}_{part}", dtype) for part, dtype in PARTS.items()}
         buckets = _vector(rest, f"{name}_buckets", torch.uint8) if f"{name}_buckets" in rest else None
-        matrices[name] = PackedMatrix(parts["codes"], parts["scales"], Layout(parts["layout"], buckets, settings["scale"]))
+        scale = "row" if name in settings.get("row_scales", []) else settings["scale"]
+        matrices[name] = PackedMatrix(parts["codes"], parts["scales"], Layout(parts["layout"], buckets, scale))
         matrices[name].check(name)
     for name, tensor in rest.items():
         if tensor.dtype != torch.float16 or not bool(tensor.isfinite().all()):

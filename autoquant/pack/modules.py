@@ -17,7 +17,7 @@ from autoquant.backbones import BACKBONES, Backbone
 from autoquant.core.errors import CheckpointError, ModelError
 from autoquant.pack.checkpoint import PackedFile, read_packed
 from autoquant.pack.matrix import Layout, PackedMatrix
-from autoquant.quantizers.activation import fake_quantize_dynamic
+from autoquant.quantizers.activation import fake_quantize_dynamic, fake_quantize_static
 from autoquant.quantizers.base import Quantizer
 
 QUANT_METHOD = "autoquant"
@@ -54,15 +54,30 @@ class Packed(nn.Module):
 
 
 class PackedLinear(Packed):
-    """nn.Linear with a packed weight; with 8 `activation_bits` its input is quantised as fast runtimes do, 32 leaves it."""
+    """nn.Linear with a packed weight; with 8 `activation_bits` its input is quantised as fast runtimes do, 32 leaves it.
 
-    def __init__(self, matrix: PackedMatrix, bias: nn.Parameter | None, quantizer: Quantizer, activation_bits: int) -> None:
+    With `static` the input is quantised to a stored range: `input_range` [2], step and offset (LSQ+).
+    """
+
+    input_range: Tensor | None
+
+    def __init__(
+        self, matrix: PackedMatrix, bias: nn.Parameter | None, quantizer: Quantizer, activation_bits: int, static: bool = False
+    ) -> None:
         super().__init__(matrix, quantizer)
         self.bias, self.activation_bits = bias, activation_bits
+        self.register_buffer("input_range", torch.tensor([1.0, 0.0]) if static else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = fake_quantize_dynamic(x) if self.activation_bits == 8 else x
-        return functional.linear(x, self.weight, self.bias)
+        return functional.linear(self._quantised(x), self.weight, self.bias)
+
+    def _quantised(self, x: Tensor) -> Tensor:
+        if self.activation_bits == 32:
+            return x
+        if self.input_range is None:
+            return fake_quantize_dynamic(x)
+        step, offset = self.input_range.to(x.dtype)
+        return fake_quantize_static(x, step, offset, self.activation_bits)
 
 
 class PackedEmbedding(Packed):
@@ -83,11 +98,15 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     packed = read_packed(folder / FILE_NAME)
     backbone = BACKBONES[settings["model_type"]]
     model = _empty_model(settings, backbone, packed, folder)
-    _check_shapes(model, packed, folder)
     shapes: dict[str, Sequence[int]] = {name: (matrix.rows, matrix.columns) for name, matrix in packed.matrices.items()}
-    for matrix in backbone.matrices(model.config, shapes):
-        activation_bits = packed.settings["activation_bits"] if matrix.kind in backbone.dynamic_activations else 32
-        _replace(model, matrix.name.removesuffix(".weight"), packed.matrices[matrix.name], packed.quantizer, activation_bits)
+    matrices = backbone.matrices(model.config, shapes)
+    quantised = [m.name.removesuffix(".weight") for m in matrices if m.kind in backbone.dynamic_activations]
+    static = packed.settings.get("activations") == "static"
+    _check_shapes(model, packed, folder, quantised if static else [])
+    for matrix in matrices:
+        path = matrix.name.removesuffix(".weight")
+        activation_bits = packed.settings["activation_bits"] if path in quantised else 32
+        _replace(model, path, packed, activation_bits, static and path in quantised)
     # every name and shape was compared above; the packed matrices are the ones that are not there
     model.load_state_dict({name: tensor.float() for name, tensor in packed.rest.items()}, strict=False, assign=True)
     return model.requires_grad_(False).eval()
@@ -125,9 +144,10 @@ def _empty_model(settings: dict[str, Any], backbone: Backbone, packed: PackedFil
         raise ModelError(f"{folder / CONFIG_NAME} makes no model: {' '.join(str(error).split())[:200]}") from error
 
 
-def _check_shapes(model: PreTrainedModel, packed: PackedFile, folder: Path) -> None:
-    """Raise CheckpointError unless the file has exactly the tensors of the model, in their shapes."""
+def _check_shapes(model: PreTrainedModel, packed: PackedFile, folder: Path, ranges: Sequence[str]) -> None:
+    """Raise CheckpointError unless the file has exactly the tensors of the model, in their shapes; `ranges`: layers with one."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wanted |= {f"{path}.input_range": (2,) for path in ranges}
     found = {name: tuple(tensor.shape) for name, tensor in packed.rest.items()}
     found |= {name: (matrix.rows, matrix.columns) for name, matrix in packed.matrices.items()}
     for name in sorted(wanted.keys() | found.keys()):
@@ -138,10 +158,10 @@ def _check_shapes(model: PreTrainedModel, packed: PackedFile, folder: Path) -> N
             )
 
 
-def _replace(model: nn.Module, path: str, matrix: PackedMatrix, quantizer: Quantizer, activation_bits: int) -> None:
-    module = model.get_submodule(path)
+def _replace(model: nn.Module, path: str, packed: PackedFile, activation_bits: int, static: bool) -> None:
+    module, matrix = model.get_submodule(path), packed.matrices[f"{path}.weight"]
     if isinstance(module, nn.Embedding):
-        model.set_submodule(path, PackedEmbedding(matrix, quantizer))
+        model.set_submodule(path, PackedEmbedding(matrix, packed.quantizer))
     else:
         bias = cast("nn.Parameter | None", module.bias)
-        model.set_submodule(path, PackedLinear(matrix, bias, quantizer, activation_bits))
+        model.set_submodule(path, PackedLinear(matrix, bias, packed.quantizer, activation_bits, static))

@@ -1,8 +1,9 @@
 """How does a float become a code? One file a scheme, one protocol; the table drives the contract tests."""
 
 from autoquant.quantizers.base import Quantizer
+from autoquant.quantizers.lsq import Lsq
 from autoquant.quantizers.midrise import Midrise
 
-QUANTIZERS: dict[str, Quantizer] = {"midrise": Midrise()}
+QUANTIZERS: dict[str, Quantizer] = {"midrise": Midrise(), "lsq": Lsq()}
 
-__all__ = ["QUANTIZERS", "Midrise", "Quantizer"]
+__all__ = ["QUANTIZERS", "Lsq", "Midrise", "Quantizer"]

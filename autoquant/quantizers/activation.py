@@ -1,9 +1,14 @@
-"""8-bit activations as the fast runtime computes them: dynamic, asymmetric, one range per tensor."""
+"""Quantised activations: 8 bits as the fast runtime computes them, or a learned static range (LSQ+) of 8 or 4 bits."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+SMALLEST_STEP = 2.0**-24  # smallest positive float16
 
 
 def fake_quantize_dynamic(x: Tensor) -> Tensor:
@@ -19,3 +24,57 @@ def fake_quantize_dynamic(x: Tensor) -> Tensor:
         zero = torch.round(-low / scale)
         quantised = (torch.clamp(torch.round(x / scale) + zero, 0, 255) - zero) * scale
     return x + (quantised - x).detach()
+
+
+def fake_quantize_static(x: Tensor, step: Tensor, offset: Tensor, bits: int) -> Tensor:
+    """LSQ+ (Bhalgat et al. 2020, eq. 1-2): clamp(round((x - offset) / step), 0, 2^bits - 1) * step + offset, of x's shape.
+
+    `step` and `offset` are scalars and get LSQ+'s gradients, scaled by 1 / sqrt(n (2^bits - 1)) for the n elements of x.
+    """
+    values: Tensor = _Static.apply(x, step, offset, 2**bits - 1)
+    return values
+
+
+class _Static(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, offset: Tensor, top: int) -> Tensor:
+        ctx.save_for_backward(x, step, offset)
+        ctx.top = top
+        return torch.clamp(torch.round((x - offset) / step), 0, top) * step + offset
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, step, offset = ctx.saved_tensors
+        steps = (x - offset) / step
+        inside = (steps >= 0) & (steps <= ctx.top)
+        by_step = torch.where(inside, torch.round(steps) - steps, torch.clamp(steps, 0, ctx.top))
+        factor = 1 / math.sqrt(x.numel() * ctx.top)
+        grad_step = (grad * by_step).sum() * factor
+        grad_offset = (grad * ~inside).sum() * factor
+        return grad * inside, grad_step.view_as(step), grad_offset.view_as(offset), None
+
+
+class StaticRange(nn.Module):
+    """The learned range of one tensor of activations: a log-step, which keeps the step positive, and an offset."""
+
+    def __init__(self, step: float, offset: float, bits: int) -> None:
+        super().__init__()
+        self.log_step = nn.Parameter(torch.tensor(max(step, SMALLEST_STEP)).log())
+        self.offset = nn.Parameter(torch.tensor(float(offset)))
+        self.bits = bits
+
+    @classmethod
+    def starting(cls, mean: float, minimum: float, bits: int) -> StaticRange:
+        """From the mean of |x| and the smallest x: step 4 mean|x| / sqrt(Qp) with Qp = 2^bits - 1, offset = minimum."""
+        return cls(4 * mean / math.sqrt(2**bits - 1), minimum, bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        learned = torch.stack([self.log_step.exp(), self.offset])
+        step, offset = (learned + (self.stored() - learned).detach()).to(x.dtype)  # what the file will hold, straight through
+        return fake_quantize_static(x, step, offset, self.bits)
+
+    @torch.no_grad()
+    def stored(self) -> Tensor:
+        """Step and offset as float16 stores them, [2] float32."""
+        step = self.log_step.exp().clamp(SMALLEST_STEP, 65504.0)
+        return torch.stack([step, self.offset.clamp(-65504.0, 65504.0)]).half().float()

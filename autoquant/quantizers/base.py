@@ -17,6 +17,8 @@ class Grid:
 
     limit: float
     offset: float
+    ternary: bool = False
+    """Whether threshold and scale follow from the weights (TWN) instead of being searched and learned."""
 
 
 class Quantizer(Protocol):
@@ -28,6 +30,17 @@ class Quantizer(Protocol):
 
     def grid(self, bits: int) -> Grid:
         """The grid of a width of 1 or more bits."""
+        ...
+
+    def initial_scale(self, weight: Tensor, bits: int, moment: Tensor | None = None) -> Tensor:
+        """Where the scale of every row starts, [rows], exact in float16.
+
+        weight [rows, columns]; `moment` [columns, columns]: the mean of x x^T over the layer's inputs, None for an embedding.
+        """
+        ...
+
+    def scale_gradient(self, weights: int, bits: int) -> float:
+        """Factor on the gradient of a scale that `weights` weights share."""
         ...
 
     def fake_quantize(self, weight: Tensor, scale: Tensor, bits: int) -> Tensor:

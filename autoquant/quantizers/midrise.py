@@ -6,18 +6,17 @@ than -2..1; 8 bits: -127..127 times the step. Doubling the 1-to-4-bit levels giv
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from autoquant.core.cost import SCALE_BYTES
 from autoquant.quantizers.base import Grid
+from autoquant.quantizers.clipping import search_scale
+from autoquant.quantizers.symmetric import Symmetric
 
 
-class Midrise:
-    """The default quantizer; scales are stored as float16."""
+class Midrise(Symmetric):
+    """The default quantizer: scales start from a search over clip ratios."""
 
     name = "midrise"
-    symmetric_int8 = True
 
     def grid(self, bits: int) -> Grid:
         if bits == 8:
@@ -26,19 +25,8 @@ class Midrise:
             raise ValueError(f"midrise has grids for 1, 2, 3, 4 and 8 bits, not {bits}")
         return Grid(limit=(2**bits - 1) / 2, offset=0.5)
 
-    def _levels(self, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-        grid = self.grid(bits)
-        steps = weight / scale[:, None]
-        return torch.clamp(torch.floor(steps - grid.offset + 0.5) + grid.offset, -grid.limit, grid.limit)
+    def initial_scale(self, weight: Tensor, bits: int, moment: Tensor | None = None) -> Tensor:
+        return search_scale(self, weight, bits, moment)
 
-    def fake_quantize(self, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-        return self._levels(weight, scale, bits) * scale[:, None]
-
-    def encode(self, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-        return (self._levels(weight, scale, bits) + self.grid(bits).limit).to(torch.uint8)
-
-    def decode(self, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
-        return (codes.to(scale.dtype) - self.grid(bits).limit) * scale[:, None]
-
-    def overhead_bytes(self, rows: int) -> int:
-        return SCALE_BYTES * rows
+    def scale_gradient(self, weights: int, bits: int) -> float:
+        return 1.0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,20 @@ from autoquant.backbones import Backbone
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ChoiceTable
 from autoquant.quantizers import Quantizer
-from autoquant.quantizers.activation import fake_quantize_dynamic
+from autoquant.quantizers.activation import StaticRange, fake_quantize_dynamic, fake_quantize_static
 from autoquant.supernet.layers import MixedPrecisionEmbedding, MixedPrecisionLinear, MixedWeight
 from autoquant.supernet.relaxation import gumbel_gate, gumbel_softmax
 
+RANGE_NAME = "input_range"  # step and offset of a learned range, beside the weight in the packed file
+
 
 class QuantizedInputLinear(nn.Linear):
-    """A linear layer whose input is quantised to 8 bits at run time."""
+    """A linear layer whose input is quantised at run time."""
+
+    quantise: Callable[[Tensor], Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(fake_quantize_dynamic(x))
+        return super().forward(self.quantise(x))
 
 
 class Supernet(nn.Module):
@@ -33,7 +38,8 @@ class Supernet(nn.Module):
     `table` is the flat view of all N sub-groups; `width_logits` [N, K] is over its non-zero widths (not allowed ones are
     masked), `gate_logits` [N] decides pruning alone (sub-groups without 0 in their widths have no gate). Without `gates` 0 bits
     is one more choice of the softmax, as in AQ-BERT, and `gate_logits` are its logits.
-    `scales` maps matrix name -> initial scale [rows or groups, K].
+    `scales` maps matrix name -> initial scale [rows or groups, K]; `ranges` matrix name -> mean and minimum of the layer's
+    input where activations get a learned static range instead of a dynamic one.
     """
 
     width_mask: Tensor
@@ -50,6 +56,7 @@ class Supernet(nn.Module):
         activation_bits: int = 32,
         per_row_scale: bool = True,
         gates: bool = True,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
     ) -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
@@ -67,17 +74,27 @@ class Supernet(nn.Module):
         self._column: Tensor | None = None
         self._keep: Tensor | None = None
         for partition in table.partitions:
-            self._replace(partition.matrix.name, partition, scales, backbone, per_row_scale)
+            per_row = partition.scale_or("row" if per_row_scale else "subgroup") == "row"
+            self._replace(partition.matrix.name, partition, scales, backbone, per_row, ranges or {})
 
-    def _replace(self, name: str, partition: Any, scales: Mapping[str, Tensor], backbone: Backbone, per_row: bool) -> None:
+    def _replace(
+        self,
+        name: str,
+        partition: Any,
+        scales: Mapping[str, Tensor],
+        backbone: Backbone,
+        per_row: bool,
+        ranges: Mapping[str, tuple[float, float]],
+    ) -> None:
         path = name.removesuffix(".weight")
         source: Any = self.model.get_submodule(path)
         mixed = MixedWeight(source.weight, scales[name].log(), partition, self.widths, self.quantizer, per_row)
         if isinstance(source, nn.Embedding):
             layer: nn.Module = MixedPrecisionEmbedding(source, mixed)
         else:
-            dynamic = partition.matrix.kind in backbone.dynamic_activations
-            layer = MixedPrecisionLinear(source, mixed, self.activation_bits if dynamic else 32)
+            bits = self.activation_bits if partition.matrix.kind in backbone.dynamic_activations else 32
+            static = StaticRange.starting(*ranges[name], bits) if name in ranges and bits < 32 else None
+            layer = MixedPrecisionLinear(source, mixed, bits, static)
         self.model.set_submodule(path, layer)
 
     def mixed_weights(self) -> Iterator[tuple[str, MixedWeight]]:
@@ -92,7 +109,9 @@ class Supernet(nn.Module):
         return [self.width_logits, self.gate_logits]
 
     def scale_parameters(self) -> list[nn.Parameter]:
-        return [mixed.log_scale for _, mixed in self.mixed_weights()]
+        """Scales of weights, steps and offsets of activations."""
+        ranges = [p for module in self.model.modules() if isinstance(module, StaticRange) for p in module.parameters()]
+        return [mixed.log_scale for _, mixed in self.mixed_weights()] + ranges
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """Latent weights, biases and layer norms: all that is neither a scale nor a logit."""
@@ -194,9 +213,17 @@ class Supernet(nn.Module):
         scales = {n: m.chosen_scale(self._column[self._slices[n]]).cpu() for n, m in self.mixed_weights()}
         state = {}
         for name, tensor in self.model.state_dict().items():
-            if not name.endswith(".mixed.log_scale"):
+            if not name.endswith((".mixed.log_scale", ".static.log_step", ".static.offset")):
                 state[name.replace(".mixed.weight", ".weight")] = tensor.detach().cpu()
+        state |= {name: mixed.stored_weight().cpu() for name, mixed in self.mixed_weights()}
+        state |= {f"{path}.{RANGE_NAME}": static.stored().cpu() for path, static in self._ranges()}
         return state, scales
+
+    def _ranges(self) -> Iterator[tuple[str, StaticRange]]:
+        """Path of every linear layer whose input has a learned range, and the range."""
+        for path, module in self.model.named_modules():
+            if isinstance(module, MixedPrecisionLinear) and module.static is not None:
+                yield path, module.static
 
     def materialize(self, into: nn.Module) -> nn.Module:
         """The simulated model: `into` (a plain copy of the source model) with the weights the packed file would hold.
@@ -207,6 +234,7 @@ class Supernet(nn.Module):
         assert self._column is not None
         assert self._keep is not None
         state, scales = self.packed_state()
+        ranges = {path: state.pop(f"{path}.{RANGE_NAME}") for path, _ in self._ranges()}
         values = {name: t if name in self._slices else t.half().float() for name, t in state.items()}
         for name, mixed in self.mixed_weights():
             rows = self._slices[name]
@@ -216,8 +244,12 @@ class Supernet(nn.Module):
         for name, _ in self.mixed_weights():
             path = name.removesuffix(".weight")
             module = self.model.get_submodule(path)
-            if isinstance(module, MixedPrecisionLinear) and module.activation_bits == 8:
-                into.get_submodule(path).__class__ = QuantizedInputLinear
+            if isinstance(module, MixedPrecisionLinear) and module.activation_bits < 32:
+                plain: Any = into.get_submodule(path)
+                plain.__class__, plain.quantise = QuantizedInputLinear, fake_quantize_dynamic
+                if path in ranges:
+                    step, offset = ranges[path].to(plain.weight.device)
+                    plain.quantise = partial(fake_quantize_static, step=step, offset=offset, bits=module.activation_bits)
         return into.eval()
 
 

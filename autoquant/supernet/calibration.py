@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from autoquant.core.cost import ChoiceTable
 from autoquant.quantizers import Quantizer
-from autoquant.quantizers.clipping import search_scale
 from autoquant.training.batches import Encoded
 
 
@@ -39,6 +38,33 @@ def input_moments(model: nn.Module, names: list[str], data: Encoded, device: tor
 
 
 @torch.no_grad()
+def input_ranges(
+    model: nn.Module, names: list[str], data: Encoded, device: torch.device | str = "cpu"
+) -> dict[str, tuple[float, float]]:
+    """Mean of |x| and smallest x over real tokens at the input of every linear layer in `names` (of matrices)."""
+    sizes: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
+    mask = torch.empty(0)
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0][mask.bool()] if inputs[0].dim() == 3 else inputs[0]
+            sizes[name].append((float(x.abs().double().sum()), float(x.numel()), float(x.min())))
+
+        return record
+
+    handles = [model.get_submodule(n.removesuffix(".weight")).register_forward_pre_hook(hook(n)) for n in names]
+    for indices in data.by_length(32):
+        batch = data.collate(indices, device)
+        batch.pop("labels")
+        mask = batch["attention_mask"]
+        model(**batch)
+    for handle in handles:
+        handle.remove()
+    columns = {name: list(zip(*batches, strict=True)) for name, batches in sizes.items()}
+    return {name: (sum(total) / sum(count), min(least)) for name, (total, count, least) in columns.items()}
+
+
+@torch.no_grad()
 def initial_scales(
     model: nn.Module, table: ChoiceTable, quantizer: Quantizer, moments: Mapping[str, Tensor], per_row: bool
 ) -> dict[str, Tensor]:
@@ -54,9 +80,9 @@ def initial_scales(
         moment = moments.get(name)
         if moment is not None:
             moment = moment / moment.diagonal().mean() + 0.01 * torch.eye(len(moment), device=moment.device)
-        columns = [search_scale(quantizer, weight, width, moment) for width in widths]
+        columns = [quantizer.initial_scale(weight, width, moment) for width in widths]
         scale = torch.stack(columns, dim=1)
-        if not per_row:
+        if partition.scale_or("row" if per_row else "subgroup") == "subgroup":
             group = torch.from_numpy(partition.group_of_row).to(scale.device)
             total = torch.zeros(partition.groups, len(widths), device=scale.device).index_add_(0, group, scale)
             scale = (total / torch.tensor(partition.sizes, device=scale.device)[:, None]).half().float()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from autoquant.core.subgroup import Partition
 from autoquant.quantizers import Quantizer
-from autoquant.quantizers.activation import fake_quantize_dynamic
+from autoquant.quantizers.activation import StaticRange, fake_quantize_dynamic
+from autoquant.quantizers.ternary import ternarise, ternary_parameters
 from autoquant.supernet.mixing import mix
 
 
@@ -21,7 +24,9 @@ class MixedWeight(nn.Module):
 
     limit: Tensor
     offset: Tensor
+    scale_gradient: Tensor
     group_of_row: Tensor
+    _is_ternary: Tensor
 
     def __init__(
         self,
@@ -40,16 +45,24 @@ class MixedWeight(nn.Module):
         self.register_buffer("limit", torch.tensor([g.limit for g in grids]), persistent=False)
         self.register_buffer("offset", torch.tensor([g.offset for g in grids]), persistent=False)
         self.register_buffer("group_of_row", torch.from_numpy(partition.group_of_row), persistent=False)
+        sharing = [partition.matrix.columns * (1 if per_row else max(size, 1)) for size in partition.sizes]
+        factors = [[quantizer.scale_gradient(count, width) for width in widths] for count in sharing]
+        gradient = torch.tensor(factors)
+        self.register_buffer("scale_gradient", gradient[self.group_of_row] if per_row else gradient, persistent=False)
+        self.register_buffer("_is_ternary", torch.tensor([g.ternary for g in grids]), persistent=False)
+        self._ternary_rows: Tensor | None = None
         self._share: Tensor | None = None
         self._column: Tensor | None = None
 
     def use_mixture(self, share: Tensor) -> None:
         """Mix all widths: `share` [groups, K], gates already multiplied in."""
-        self._share, self._column = share, None
+        self._share, self._column, self._ternary_rows = share, None, None
 
     def use_choice(self, column: Tensor, keep: Tensor) -> None:
         """One width per sub-group: `column` [groups] int64 index into `widths`, `keep` [groups] 1.0, or 0.0 where pruned."""
         self._share, self._column = keep[:, None], column
+        ternary = (self._is_ternary[column] & (keep > 0))[self.group_of_row]
+        self._ternary_rows = ternary if bool(ternary.any()) else None
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
         """The quantised weight of all rows, or of the given ones: [rows, columns]."""
@@ -57,33 +70,88 @@ class MixedWeight(nn.Module):
             raise RuntimeError("use_mixture or use_choice comes before the first forward pass")
         at = slice(None) if rows is None else rows
         group = self.group_of_row[at]
-        log_scale = self.log_scale[at] if self.per_row else self.log_scale[group]
+        if self._ternary_rows is not None and bool(self._ternary_rows[at].all()):
+            return self._ternarised(at)
+        log_scale = _scale_gradient(self.log_scale, self.scale_gradient)
+        log_scale = log_scale[at] if self.per_row else log_scale[group]
         if self._column is None:
             limit, offset = self.limit.expand(len(group), -1), self.offset.expand(len(group), -1)
         else:
             column = self._column[group][:, None]
             log_scale, limit, offset = log_scale.gather(1, column), self.limit[column], self.offset[column]
-        return mix(self.weight[at], log_scale.exp(), limit, offset, self._share[group])
+        mixed = mix(self.weight[at], log_scale.exp(), limit, offset, self._share[group])
+        if self._ternary_rows is None:
+            return mixed
+        return torch.where(self._ternary_rows[at][:, None], self._ternarised(at), mixed)
+
+    def _ternary_parameters(self, at: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Threshold and scale of the rows `at` if they were ternary, [rows] each."""
+        if self.per_row:
+            return ternary_parameters(self.weight[at])
+        threshold, scale = ternary_parameters(self.weight, self.group_of_row)
+        return threshold[at], scale[at]
+
+    def _ternarised(self, at: Tensor | slice) -> Tensor:
+        return ternarise(self.weight[at], *self._ternary_parameters(at))
+
+    def stored_weight(self) -> Tensor:
+        """What the packer rounds to its grid, [rows, columns]: the latent weight, where ternary already -scale, 0 or scale."""
+        weight = self.weight.detach()
+        if self._ternary_rows is None:
+            return weight
+        return torch.where(self._ternary_rows[:, None], self._ternarised(slice(None)).detach(), weight)
 
     def chosen_scale(self, column: Tensor) -> Tensor:
         """Scales of one width per sub-group as float16 stores them: [rows or groups] float32."""
         at = column[self.group_of_row] if self.per_row else column
         chosen = self.log_scale.detach().gather(1, at[:, None])[:, 0].exp()
+        if self._ternary_rows is not None:
+            scale = self._ternary_parameters(slice(None))[1]
+            ternary = self._is_ternary[at]
+            if not self.per_row:  # every row of a sub-group has its scale
+                scale = torch.zeros_like(chosen).index_copy_(0, self.group_of_row, scale)
+            chosen = torch.where(ternary, scale, chosen)
         return chosen.clamp(2.0**-24, 65504.0).half().float()
 
 
-class MixedPrecisionLinear(nn.Module):
-    """`nn.Linear` with a mixed weight; its input is quantised to 8 bits as the runtime does, if `activation_bits` is 8."""
+class _ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        return value.view_as(value)
 
-    def __init__(self, source: nn.Linear, weight: MixedWeight, activation_bits: int) -> None:
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.saved_tensors[0], None
+
+
+def _scale_gradient(value: Tensor, factor: Tensor) -> Tensor:
+    """`value` itself, whose gradient is multiplied by `factor`."""
+    scaled: Tensor = _ScaledGradient.apply(value, factor)
+    return scaled
+
+
+class MixedPrecisionLinear(nn.Module):
+    """`nn.Linear` with a mixed weight.
+
+    Its input is quantised to the learned range `static`, if there is one; else to 8 bits as the runtime does, if
+    `activation_bits` is 8. `drop` is QDrop's probability (Wei et al. 2022) that an element of it stays as it is.
+    """
+
+    def __init__(self, source: nn.Linear, weight: MixedWeight, activation_bits: int, static: StaticRange | None = None) -> None:
         super().__init__()
-        self.mixed, self.bias, self.activation_bits = weight, source.bias, activation_bits
+        self.mixed, self.bias, self.activation_bits, self.static = weight, source.bias, activation_bits, static
         self.in_features, self.out_features = source.in_features, source.out_features
+        self.drop = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.activation_bits == 8:
-            x = fake_quantize_dynamic(x)
-        return functional.linear(x, self.mixed(), self.bias)
+        return functional.linear(self._quantised(x), self.mixed(), self.bias)
+
+    def _quantised(self, x: Tensor) -> Tensor:
+        if self.activation_bits == 32:
+            return x
+        quantised = fake_quantize_dynamic(x) if self.static is None else self.static(x)
+        return torch.where(torch.rand_like(x) < self.drop, x, quantised) if self.drop else quantised
 
 
 class MixedPrecisionEmbedding(nn.Module):

@@ -33,7 +33,8 @@ def test_a_kind_overrides_the_default() -> None:
     [
         ({"default": DEFAULT, "querry": DEFAULT}, "unknown key 'querry'"),
         ({"default": {"bits": [2]}}, r"\[query\] needs exactly bits and groups \(groups\)"),
-        ({"default": {**DEFAULT, "scale": 1}}, r"\(scale\)"),
+        ({"default": {**DEFAULT, "scale": 1}}, 'scale = "1" is not one of row, subgroup'),
+        ({"default": {**DEFAULT, "widths": [2]}}, r"\(widths\)"),
         ({"default": {**DEFAULT, "bits": 2}}, "bits must be a list"),
         ({"default": {**DEFAULT, "bits": [2, 5]}}, r"bits = \[2, 5\]"),
         ({"default": {**DEFAULT, "bits": [2, 2]}}, r"bits = \[2, 2\]"),

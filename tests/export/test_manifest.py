@@ -33,6 +33,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "sensitivity": None,
         "quantizer": "midrise",
         "activation_bits": 8,
+        "activations": "dynamic",
         "max_length": 64,
         "trim_positions": True,
         "budget": SizeBudget(1000),
@@ -117,7 +118,7 @@ def query_runs(m: dict[str, Any]) -> list[dict[str, Any]]:
     [
         (lambda m: m.pop("space"), "'space' is a required property"),
         (lambda m: m.update(extra=1), "Additional properties"),
-        (lambda m: m.update(version=2), "has version 2, this autoquant reads 1"),
+        (lambda m: m.update(version=1), "has version 1, this autoquant reads 2"),
         (lambda m: m.update(format="foreign"), r"\$.format 'autoquant-allocation' was expected"),
         (lambda m: m["hashes"].update(train="xyz"), r"\$.hashes.train"),
         (lambda m: m["budget"].update(count="gpu"), r"\$.budget.count"),

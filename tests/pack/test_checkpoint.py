@@ -232,7 +232,7 @@ def test_signing_reproduces_the_writers_checksum(small_file: bytes) -> None:
     ("old", "new", "message"),
     [
         (b'\\"version\\":1', b'\\"version\\":7', "version 7 of the format, this autoquant reads 1"),
-        (b"midrise", b"mystery", "unknown quantizer 'mystery'; known are midrise"),
+        (b"midrise", b"mystery", "unknown quantizer 'mystery'; known are lsq, midrise"),
         (b'\\"scale\\":\\"row\\"', b'\\"scale\\":\\"raw\\"', "scale is not row or subgroup"),
         (b'\\"autoquant\\"', b'\\"autoquack\\"', "do not name the format"),
         (b'"autoquant":', b'"autoquack":', "no packed file of autoquant"),

@@ -4,7 +4,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from autoquant.quantizers.activation import fake_quantize_dynamic
+from autoquant.quantizers.activation import StaticRange, fake_quantize_dynamic, fake_quantize_static
 
 
 def onnx_dynamic_quantize_linear(x: np.ndarray) -> np.ndarray:
@@ -66,3 +66,48 @@ def test_gradient_passes_straight_through() -> None:
     (fake_quantize_dynamic(x) * torch.arange(5.0)).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+# A learned static range (LSQ+)
+
+
+def test_static_by_hand() -> None:
+    # levels -1, -0.5, ..., 6.5 at 4 bits
+    x = torch.tensor([-3.0, -1.0, -0.3, 0.6, 6.6, 9.0])
+    values = fake_quantize_static(x, torch.tensor(0.5), torch.tensor(-1.0), 4)
+    torch.testing.assert_close(values, torch.tensor([-1.0, -1.0, -0.5, 0.5, 6.5, 6.5]))
+
+
+def test_static_gradients_by_hand() -> None:
+    # in steps from the offset: -4 (below), 1.4 (inside, 0.4 over its level), 20 (above, 15 levels)
+    x = torch.tensor([-3.0, -0.3, 9.0], requires_grad=True)
+    step, offset = torch.tensor(0.5, requires_grad=True), torch.tensor(-1.0, requires_grad=True)
+    fake_quantize_static(x, step, offset, 4).backward(torch.tensor([1.0, 10.0, 100.0]))
+    factor = (3 * 15) ** -0.5
+    assert x.grad.tolist() == [0.0, 10.0, 0.0]
+    assert step.grad.item() == pytest.approx((0 - 0.4 * 10 + 15 * 100) * factor, rel=1e-5)
+    assert offset.grad.item() == pytest.approx((1 + 100) * factor, rel=1e-5)
+
+
+@pytest.mark.parametrize(("bits", "top"), [(8, 255), (4, 15)])
+def test_a_static_range_starts_at_mean_and_minimum(bits: int, top: int) -> None:
+    start = StaticRange.starting(0.75, -2.0, bits)
+    assert start.log_step.exp().item() == pytest.approx(4 * 0.75 / top**0.5, rel=1e-5)
+    assert start.offset.item() == -2.0
+
+
+def test_what_is_stored_is_exact_in_float16() -> None:
+    static = StaticRange(0.0123, -1.2345, 8)
+    stored = static.stored()
+    assert torch.equal(stored, stored.half().float())
+    torch.testing.assert_close(stored, torch.tensor([0.0123, -1.2345]), rtol=1e-3, atol=0)
+    assert StaticRange(0.0, 0.0, 8).stored()[0] > 0
+
+
+@given(values=st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=60), bits=st.sampled_from([4, 8]))
+def test_static_values_are_levels_and_the_nearest_ones(values: list[float], bits: int) -> None:
+    x, step, offset = torch.tensor(values), torch.tensor(0.37), torch.tensor(-3.1)
+    levels = torch.arange(2**bits) * step + offset
+    found = fake_quantize_static(x, step, offset, bits)
+    nearest = (x[:, None] - levels).abs().amin(dim=1)
+    torch.testing.assert_close((found - x).abs(), nearest, atol=1e-4, rtol=1e-5)

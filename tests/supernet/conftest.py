@@ -19,7 +19,7 @@ from autoquant.core.cost import ChoiceTable, choice_table
 from autoquant.core.settings import Recipe
 from autoquant.core.space import load_space
 from autoquant.supernet.build import Supernet
-from autoquant.supernet.calibration import initial_scales, input_moments
+from autoquant.supernet.calibration import initial_scales, input_moments, input_ranges
 from autoquant.supernet.mixing import KERNELS
 from autoquant.tasks.load import load_glue
 from autoquant.training.batches import Encoded
@@ -39,6 +39,7 @@ class Bench:
     blueprint: Blueprint
     table: ChoiceTable
     scales: dict[str, Tensor]
+    ranges: dict[str, tuple[float, float]]
 
     @property
     def data(self) -> Encoded:
@@ -47,7 +48,7 @@ class Bench:
     def supernet(self, gates: bool = True) -> Supernet:
         per_row, bits = self.blueprint.space.scale == "row", self.blueprint.recipe.activation_bits
         backbone, quantizer = self.blueprint.source.backbone, self.blueprint.quantizer
-        return Supernet(self.model, backbone, self.table, quantizer, self.scales, bits, per_row, gates)
+        return Supernet(self.model, backbone, self.table, quantizer, self.scales, bits, per_row, gates, self.ranges)
 
     def allocation(self, seed: int = 0) -> BitAllocation:
         draw = np.random.default_rng(seed)
@@ -77,19 +78,22 @@ def lively_classifier(tiny_classifier: BertForSequenceClassification) -> BertFor
 def make_bench(
     lively_classifier: BertForSequenceClassification, tiny_classifier_dir: Path, tiny_data: Path
 ) -> Iterator[Callable[..., Bench]]:
-    """`make_bench(scale, activation_bits)`."""
+    """`make_bench(scale, activation_bits, quantizer, activations)`."""
     data = load_glue("sst2", tiny_data)
 
     @lru_cache
-    def make(scale: str = "row", activation_bits: Any = 32) -> Bench:
-        space = dataclasses.replace(load_space("default"), scale=scale)
-        recipe = Recipe(activation_bits=activation_bits)
+    def make(scale: str = "row", activation_bits: Any = 32, quantizer: str = "midrise", activations: Any = "dynamic") -> Bench:
+        space = load_space("default")
+        rules = {**space.rules, "word_embedding": dataclasses.replace(space.rules["word_embedding"], scale="row")}
+        space = dataclasses.replace(space, scale=scale, rules=rules if quantizer == "lsq" else space.rules)
+        recipe = Recipe(activation_bits=activation_bits, quantizer=quantizer, activations=activations)
         blueprint = Blueprint.draw(str(tiny_classifier_dir), data, recipe, 32, trim_positions=False, space=space)
         table = choice_table(blueprint.byte_model)
         few = blueprint.train.select(np.arange(48))
         moments = input_moments(lively_classifier, list(table.slices()), few)
         scales = initial_scales(lively_classifier, table, blueprint.quantizer, moments, scale == "row")
-        return Bench(lively_classifier, blueprint, table, scales)
+        ranges = input_ranges(lively_classifier, blueprint.ranged, few)
+        return Bench(lively_classifier, blueprint, table, scales, ranges)
 
     with torch.random.fork_rng():
         yield make

@@ -249,6 +249,32 @@ def test_the_reloaded_file_is_the_simulated_model(
 
 
 @both_scales
+@pytest.mark.parametrize("activation_bits", [8, 4])
+def test_ternary_weights_and_static_ranges_are_reloaded_too(
+    make_bench: Callable[..., Any], scale: str, activation_bits: int, tmp_path: Path
+) -> None:
+    bench = make_bench(scale, activation_bits, "lsq", "static")
+    supernet, allocation = frozen(bench)
+    path = write(bench, supernet, allocation, tmp_path)
+    assert path.stat().st_size == bench.blueprint.byte_model.exact_bytes(allocation)
+    simulated, reloaded = supernet.materialize(copy.deepcopy(bench.model)), load_packed(tmp_path)
+    some = bench.data.select(np.arange(64))
+    np.testing.assert_allclose(predict_logits(reloaded, some), predict_logits(simulated, some), atol=1e-6)
+    batch = bench.batch(32)
+    full, ours, theirs = logits(bench.model, batch), logits(supernet, batch), logits(simulated, batch)
+    assert (ours - theirs).abs().mean() < 0.5 * (ours - full).abs().mean()
+    for name, mixed in supernet.mixed_weights():
+        torch.testing.assert_close(mixed().detach(), simulated.get_parameter(name).data, atol=1e-3, rtol=1e-3)
+        for subgroup, bits in zip(mixed.partition.subgroups(), allocation.bits[name], strict=True):
+            if bits == 2 and subgroup.rows and not mixed.per_row:  # one scale, by TWN
+                rows = simulated.get_parameter(name).data[slice(*subgroup.rows)]
+                weight = bench.model.get_parameter(name).data[slice(*subgroup.rows)]
+                above = weight.abs() > 0.7 * weight.abs().mean()
+                assert torch.equal(rows != 0, above)
+                assert rows.abs().max().item() == pytest.approx(weight.abs()[above].mean().item(), rel=1e-3)
+
+
+@both_scales
 @both_activations
 def test_the_frozen_forward_is_the_simulated_model(make_bench: Callable[..., Any], scale: str, activation_bits: int) -> None:
     """But for biases and norms, which take their float16 values here already, as calibration gave the scales theirs."""

@@ -1,0 +1,35 @@
+"""What symmetric uniform quantizers share, given their grid: nearest values, codes, and codes back to values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autoquant.core.cost import SCALE_BYTES
+from autoquant.quantizers.base import Grid
+
+
+class Symmetric:
+    """Nearest value of the grid; scales are stored as float16."""
+
+    symmetric_int8 = True
+
+    def grid(self, bits: int) -> Grid:
+        raise NotImplementedError
+
+    def _levels(self, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+        grid = self.grid(bits)
+        steps = weight / scale[:, None]
+        return torch.clamp(torch.floor(steps - grid.offset + 0.5) + grid.offset, -grid.limit, grid.limit)
+
+    def fake_quantize(self, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+        return self._levels(weight, scale, bits) * scale[:, None]
+
+    def encode(self, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+        return (self._levels(weight, scale, bits) + self.grid(bits).limit).to(torch.uint8)
+
+    def decode(self, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
+        return (codes.to(scale.dtype) - self.grid(bits).limit) * scale[:, None]
+
+    def overhead_bytes(self, rows: int) -> int:
+        return SCALE_BYTES * rows
