@@ -12,8 +12,11 @@ from typing import Any
 
 from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import AutoquantError
+from autoquant.registration import register
 
-__all__ = ["AutoquantError", "SizeBudget", "apply", "load", "search"]
+__all__ = ["AutoquantConfig", "AutoquantError", "SizeBudget", "apply", "load", "search"]
+
+register()
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from autoquant.inference import load
 
         return load
+    if name == "AutoquantConfig":
+        from autoquant.pack.transformers_quantizer import AutoquantConfig
+
+        return AutoquantConfig
     raise AttributeError(f"module 'autoquant' has no attribute '{name}'")

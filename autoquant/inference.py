@@ -13,7 +13,7 @@ import torch
 from autoquant.backbones import BACKBONES
 from autoquant.backbones.load import load_tokenizer, quiet_transformers
 from autoquant.core.errors import DataError, ModelError
-from autoquant.pack.modules import load_packed
+from autoquant.pack.model import load_packed
 
 Text = str | tuple[str, str]
 
@@ -21,10 +21,12 @@ Text = str | tuple[str, str]
 class Predictor:
     """Model and tokenizer of a packed folder. `model` is a transformers classifier in eval mode."""
 
-    def __init__(self, folder: str | Path, device: str = "cpu") -> None:
+    def __init__(
+        self, folder: str | Path, device: str = "cpu", memory: str = "unpacked", dtype: torch.dtype = torch.float32
+    ) -> None:
         quiet_transformers()
         self.device = torch.device(device)
-        self.model = load_packed(folder).to(self.device)
+        self.model = load_packed(folder, memory, dtype).to(self.device)
         self.tokenizer: Any = load_tokenizer(str(folder), BACKBONES[self.model.config.model_type])
         settings = json.loads((Path(folder) / "config.json").read_text("utf-8"))["quantization_config"]
         if not isinstance(settings.get("max_length"), int):
@@ -61,6 +63,9 @@ def _check_texts(texts: Sequence[Text]) -> None:
         raise DataError("predict takes strings, or tuples of two strings, and not both in one list.")
 
 
-def load(folder: str | Path, device: str = "cpu") -> Predictor:
-    """Load a packed folder (`RUN/model`). Raises ModelError or CheckpointError in one line for anything else."""
-    return Predictor(folder, device)
+def load(folder: str | Path, device: str = "cpu", memory: str = "unpacked", dtype: torch.dtype = torch.float32) -> Predictor:
+    """Load a packed folder (`RUN/model`). Raises ModelError or CheckpointError in one line for anything else.
+
+    `memory`: `unpacked` unpacks every weight once, `packed` at every use; `dtype`: that of the computation, say torch.bfloat16.
+    """
+    return Predictor(folder, device, memory, dtype)

@@ -13,7 +13,7 @@ from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import BudgetError, CheckpointError
 from autoquant.pack.checkpoint import write_packed
-from autoquant.pack.modules import FILE_NAME, load_packed
+from autoquant.pack.model import FILE_NAME, load_packed
 from autoquant.refine import REFINERS, RefineProblem
 from autoquant.strategies import SearchResult
 from autoquant.supernet.build import Supernet

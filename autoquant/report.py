@@ -11,7 +11,7 @@ import numpy as np
 from autoquant.core.cost import MIB, SizeBudget
 from autoquant.core.run import file_sha256, versions
 from autoquant.export.manifest import build_manifest, write_manifest
-from autoquant.pack.modules import FILE_NAME
+from autoquant.pack.model import FILE_NAME
 from autoquant.strategies import SearchResult
 from autoquant.workspace import Workspace
 

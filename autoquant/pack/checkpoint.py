@@ -31,16 +31,37 @@ from autoquant.quantizers.base import Quantizer
 FORMAT, VERSION = "autoquant", 1
 LENGTH_BYTES = 8  # of the header's length, ahead of it
 ACTIVATION_BITS = {"dynamic": (8, 32), "static": (4, 8)}  # by how a layer's input gets its range
+MOST_BYTES, MOST_HEADER_BYTES = 2**32, 2**24  # no model of this family comes near these; more is refused unread
 PARTS = {"codes": torch.uint8, "scales": torch.float16, "layout": torch.uint8}
 
 
 @dataclass(frozen=True, eq=False)
 class PackedFile:
-    """A packed file in memory: matrices and all other tensors (float16) by state-dict name, and the settings."""
+    """A packed file in memory: matrices and all other tensors (float16) by state-dict name, the settings and the header."""
 
     matrices: dict[str, PackedMatrix]
     rest: dict[str, Tensor]
     settings: dict[str, Any]
+    header: bytes
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor under its name in the file."""
+        parts = {f"{name}_{part}": t for name, matrix in self.matrices.items() for part, t in matrix.parts().items()}
+        return self.rest | parts
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The settings it was packed with."""
+        return {key: value for key, value in self.settings.items() if key not in ("format", "version")}
+
+    def to_bytes(self) -> bytes:
+        """The file again, to the byte."""
+        entries = json.loads(self.header[LENGTH_BYTES:])
+        entries.pop("__metadata__")
+        tensors = self.tensors
+        order = sorted(entries, key=lambda name: entries[name]["data_offsets"])
+        return self.header + b"".join(tensors[name].numpy().tobytes() for name in order)
 
     @property
     def quantizer(self) -> Quantizer:
@@ -118,19 +139,23 @@ def read_packed(path: str | Path) -> PackedFile:
     """Read and check a packed file; runs nothing that is in it. Raises CheckpointError, in one line, for any damage."""
     path = Path(path)
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes: no packed model is that large.")
         raw = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
     try:
-        settings = _checked_settings(raw)
-        return _assemble(_tensors(raw), settings)
+        header, settings = _checked_settings(raw)
+        return _assemble(_tensors(raw), settings, header)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _checked_settings(raw: bytes) -> dict[str, Any]:
-    """The settings of a file whose checksum, format and version are right."""
+def _checked_settings(raw: bytes) -> tuple[bytes, dict[str, Any]]:
+    """Header and settings of a file whose checksum, format and version are right."""
     length = int.from_bytes(raw[:LENGTH_BYTES], "little")
+    if length > MOST_HEADER_BYTES:
+        raise CheckpointError(f"its header claims {length} bytes, {MOST_HEADER_BYTES} is the most: corrupt or no packed file.")
     if len(raw) < LENGTH_BYTES + length:
         raise CheckpointError(f"the header should have {length} bytes, the file has {len(raw)}: truncated or no packed file.")
     header = raw[: LENGTH_BYTES + length]
@@ -149,9 +174,9 @@ def _checked_settings(raw: bytes) -> dict[str, Any]:
     if settings.get("scale") not in SCALES or not isinstance(settings.get("row_scales", []), list):
         raise CheckpointError("its scale is not row or subgroup, or row_scales is no list: corrupt.")
     mode = settings.get("activations", "dynamic")
-    if mode not in ACTIVATION_BITS or settings.get("activation_bits") not in ACTIVATION_BITS[mode]:
+    if not isinstance(mode, str) or settings.get("activation_bits") not in ACTIVATION_BITS.get(mode, ()):
         raise CheckpointError(f"activation_bits {settings.get('activation_bits')!r}, {mode!r}: no such activations; corrupt.")
-    return settings
+    return header, settings
 
 
 def _settings(header: bytes) -> dict[str, Any]:
@@ -172,7 +197,7 @@ def _tensors(raw: bytes) -> dict[str, Tensor]:
         raise CheckpointError("safetensors cannot read it: the file is corrupt.") from error
 
 
-def _assemble(tensors: dict[str, Tensor], settings: dict[str, Any]) -> PackedFile:
+def _assemble(tensors: dict[str, Tensor], settings: dict[str, Any], header: bytes) -> PackedFile:
     rest = dict(tensors)
     matrices = {}
     for key in tensors:
@@ -187,7 +212,9 @@ def _assemble(tensors: dict[str, Tensor], settings: dict[str, Any]) -> PackedFil
     for name, tensor in rest.items():
         if tensor.dtype != torch.float16 or not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{name}: not float16, or not finite: the file is corrupt.")
-    return PackedFile(matrices, rest, settings)
+        if name.endswith(".input_range") and not bool((tensor.flatten()[:1] > 0).all()):
+            raise CheckpointError(f"{name}: its step is not a positive number: the file is corrupt.")
+    return PackedFile(matrices, rest, settings, header)
 
 
 def _vector(tensors: dict[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:

@@ -76,6 +76,12 @@ class Layout:
         """Bits of every row, [rows] uint8."""
         return self.head[LAYOUT_HEAD_BYTES:][self.group_of_row]
 
+    @cached_property
+    def row_starts(self) -> Tensor:
+        """First byte of every row's codes, [rows] int64."""
+        size = (self.row_bits.long() * self.columns + 7) // 8
+        return torch.cumsum(size, 0) - size
+
     @property
     def code_bytes(self) -> int:
         """Bytes of all codes."""
@@ -91,7 +97,7 @@ class Layout:
 
     def row_scales(self, stored: Tensor) -> Tensor:
         """Stored scales [m] -> that of every row, [rows] float32; 0 where the row is pruned."""
-        scales = torch.zeros(len(self.has_scale), device=stored.device)
+        scales = torch.zeros(len(self.has_scale), dtype=torch.float32, device=stored.device)
         scales[self.has_scale] = stored.float()
         return scales if self.scale == "row" else scales[self.group_of_row]
 
@@ -149,14 +155,21 @@ class PackedMatrix:
         """Bit-width of every sub-group."""
         return self.layout.bits
 
-    def dequantise(self, quantizer: Quantizer) -> Tensor:
-        """The weights, [rows, columns] float32; pruned rows are zeros."""
-        weight = torch.zeros(self.rows, self.columns, device=self.codes.device)
-        scales = self.layout.row_scales(self.scales)
-        for width in self.layout.widths:
-            rows = self.layout.rows_of(width)
-            packed = self.codes[self.layout.bytes_of(width)].view(-1, code_bytes(1, self.columns, width))
-            weight[rows] = quantizer.decode(unpack_rows(packed, self.columns, width), scales[rows], width)
+    def parts(self) -> dict[str, Tensor]:
+        """What the file stores, by the end of its name."""
+        parts = {"codes": self.codes, "scales": self.scales, "layout": self.layout.head}
+        return parts if self.layout.buckets is None else {**parts, "buckets": self.layout.buckets}
+
+    def dequantise(self, quantizer: Quantizer, rows: Tensor | None = None) -> Tensor:
+        """The weights of `rows` ([n] int64, None = all), [n, columns] float32; pruned rows are zeros."""
+        layout, device = self.layout, self.codes.device
+        rows = torch.arange(self.rows, device=device) if rows is None else rows
+        bits, starts, scales = layout.row_bits[rows], layout.row_starts[rows], layout.row_scales(self.scales)[rows]
+        weight = torch.zeros(len(rows), self.columns, dtype=torch.float32, device=device)
+        for width in layout.widths:
+            at = (bits == width).nonzero()[:, 0]
+            codes = self.codes[starts[at, None] + torch.arange(code_bytes(1, self.columns, width), device=device)]
+            weight[at] = quantizer.decode(unpack_rows(codes, self.columns, width), scales[at], width)
         return weight
 
     def check(self, name: str) -> None:

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, PreTrainedModel
 
 from autoquant.backbones import BACKBONES
 from autoquant.core.allocation import BitAllocation
@@ -17,8 +16,6 @@ from autoquant.core.cost import ByteModel
 from autoquant.core.space import load_space
 from autoquant.pack.checkpoint import metadata_text, write_packed
 from autoquant.quantizers import QUANTIZERS
-
-POSITIONS = "bert.embeddings.position_embeddings.weight"
 
 
 @dataclass(frozen=True)
@@ -41,13 +38,14 @@ def random_allocation(model: ByteModel, seed: int) -> BitAllocation:
 
 
 def material(
-    classifier: BertForSequenceClassification, scale: str = "row", activation_bits: int = 32, positions: int = 64, seed: int = 0
+    classifier: PreTrainedModel, scale: str = "row", activation_bits: int = 32, positions: int | None = None, seed: int = 0
 ) -> Material:
+    backbone = BACKBONES[classifier.config.model_type]
     state = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
-    state[POSITIONS] = state[POSITIONS][:positions]
+    name = f"{backbone.embedding_modules['position_embedding']}.weight"
+    state[name] = state[name][:positions]
     space = load_space("default")
     counts = np.random.default_rng(seed).integers(0, 50, classifier.config.vocab_size)
-    backbone = BACKBONES["bert"]
     matrices = backbone.matrices(classifier.config, {name: tuple(t.shape) for name, t in state.items()})
     partitions = space.partition(matrices, classifier.config.num_attention_heads, counts)
     settings: dict[str, object] = {"quantizer": "midrise", "scale": scale, "activation_bits": activation_bits}
@@ -62,5 +60,5 @@ def material(
 
 @pytest.fixture(scope="session")
 def make_material(tiny_classifier: BertForSequenceClassification) -> Callable[..., Material]:
-    """`make_material(scale, activation_bits, positions, seed)`: the tiny classifier and a random allocation of it."""
-    return partial(material, tiny_classifier)
+    """`make_material(scale, activation_bits, positions, seed, classifier)`: a classifier and a random allocation of it."""
+    return lambda *arguments, classifier=tiny_classifier, **options: material(classifier, *arguments, **options)

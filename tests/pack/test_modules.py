@@ -1,90 +1,27 @@
-import json
+"""Packed layers: what they keep in memory, and that nothing they are moved or cast to changes what is stored."""
+
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import BertForSequenceClassification
 
-from autoquant.core.errors import AutoquantError, CheckpointError, ModelError
+from autoquant.core.errors import ModelError
+from autoquant.core.subgroup import Matrix, Partition, even_sizes, frequency_buckets
 from autoquant.pack.checkpoint import read_packed
-from autoquant.pack.modules import PackedEmbedding, PackedLinear, load_packed
-from autoquant.quantizers import QUANTIZERS
-from autoquant.quantizers.activation import fake_quantize_dynamic
+from autoquant.pack.matrix import PackedMatrix, quantise
+from autoquant.pack.model import load_packed
+from autoquant.pack.modules import MEMORY, PackedEmbedding, PackedLinear
+from autoquant.quantizers.activation import fake_quantize_static
+from packed import MIDRISE, save
 
-MIDRISE = QUANTIZERS["midrise"]
-IDS = torch.tensor([[2, 7, 30, 41, 3, 0], [2, 9, 61, 12, 55, 3]])
-MASK = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]])
 Maker = Callable[..., Any]
-
-
-def save(material: Any, classifier: BertForSequenceClassification, folder: Path, **changes: object) -> Path:
-    """A packed folder as it is shipped."""
-    folder.mkdir(exist_ok=True)
-    config = json.loads(classifier.config.to_json_string())
-    config |= {"quantization_config": {"quant_method": "autoquant"}, **changes}
-    (folder / "config.json").write_text(json.dumps(config))
-    material.write(folder / "model.safetensors")
-    return folder
-
-
-def simulated(material: Any, classifier: BertForSequenceClassification) -> BertForSequenceClassification:
-    """The same classifier with plain modules that hold the quantised weights."""
-    state = {name: tensor.half().float() for name, tensor in material.state.items()}
-    for partition in material.model.partitions:
-        name = partition.matrix.name
-        weight = torch.zeros_like(state[name])
-        for row, bits in enumerate(material.allocation.row_bits(partition)):
-            if bits:
-                one = slice(row, row + 1)
-                weight[one] = MIDRISE.fake_quantize(material.state[name][one], material.scales[name][one], int(bits))
-        state[name] = weight
-    model = BertForSequenceClassification(classifier.config)
-    model.load_state_dict(state)
-    return model.eval()
-
-
-def logits(model: nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=IDS, attention_mask=MASK).logits
-
-
-def test_packed_model_gives_the_simulated_logits(
-    make_material: Maker, tiny_classifier: BertForSequenceClassification, tmp_path: Path
-) -> None:
-    material = make_material(activation_bits=32)
-    loaded = load_packed(save(material, tiny_classifier, tmp_path))
-    assert not loaded.training
-    assert torch.equal(logits(loaded), logits(simulated(material, tiny_classifier)))
-
-
-def test_dynamic_activations_reach_the_linears_that_a_fast_runtime_quantises(
-    make_material: Maker, tiny_classifier: BertForSequenceClassification, tmp_path: Path
-) -> None:
-    material = make_material(activation_bits=8)
-    loaded = load_packed(save(material, tiny_classifier, tmp_path))
-    reference = simulated(material, tiny_classifier)
-    for name, module in reference.named_modules():
-        if isinstance(module, nn.Linear) and name != "classifier":
-            module.register_forward_pre_hook(lambda _, inputs: (fake_quantize_dynamic(inputs[0]),))
-    assert torch.equal(logits(loaded), logits(reference))
-    assert not torch.equal(logits(loaded), logits(simulated(material, tiny_classifier)))
-    assert loaded.get_submodule("classifier").activation_bits == 32
-
-
-def test_every_matrix_is_packed_and_nothing_is_left_unloaded(
-    make_material: Maker, tiny_classifier: BertForSequenceClassification, tmp_path: Path
-) -> None:
-    loaded = load_packed(save(make_material(), tiny_classifier, tmp_path))
-    assert not [m for m in loaded.modules() if isinstance(m, nn.Linear | nn.Embedding)]
-    assert sum(isinstance(m, PackedEmbedding) for m in loaded.modules()) == 3
-    assert sum(isinstance(m, PackedLinear) for m in loaded.modules()) == 2 * 6 + 2
-    tensors = [*loaded.parameters(), *loaded.buffers()]
-    assert {t.device.type for t in tensors} == {"cpu"}
-    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
-    assert not any(p.requires_grad for p in loaded.parameters())
+ROWS, COLUMNS, BITS = 20, 13, (0, 1, 2, 3, 8)
 
 
 def test_weight_is_unpacked_once_and_not_saved(
@@ -97,56 +34,88 @@ def test_weight_is_unpacked_once_and_not_saved(
     assert linear.weight is linear.weight
     packed = read_packed(folder / "model.safetensors").matrices["bert.encoder.layer.1.output.dense.weight"]
     assert torch.equal(linear.weight, packed.dequantise(MIDRISE))
-    assert set(linear.state_dict()) == before == {"codes", "scales", "layout", "bias"}
+    assert set(linear.state_dict()) == before == {"weight_codes", "weight_scales", "weight_layout", "bias"}
 
 
-def test_loading_draws_no_random_numbers(
-    make_material: Maker, tiny_classifier: BertForSequenceClassification, tmp_path: Path
-) -> None:
-    folder = save(make_material(), tiny_classifier, tmp_path)
-    before = torch.random.get_rng_state()
-    load_packed(folder)
-    assert torch.equal(torch.random.get_rng_state(), before)
+def matrix(buckets: bool = False, scale: str = "row") -> PackedMatrix:
+    """Twenty ragged rows in five sub-groups of different widths, one of them pruned."""
+    draw = torch.Generator().manual_seed(0)
+    part: tuple[Any, ...] = (even_sizes(ROWS, len(BITS)), None)
+    if buckets:
+        index, sizes = frequency_buckets(torch.arange(ROWS).numpy()[::-1] % 9, len(BITS))
+        part = sizes, index
+    partition = Partition(Matrix("m", ROWS, COLUMNS, "query", 0), tuple(sorted(BITS)), *part)
+    scales = (0.2 + torch.rand(ROWS if scale == "row" else len(BITS), generator=draw)).half().float()
+    return quantise(torch.randn(ROWS, COLUMNS, generator=draw), scales, partition, BITS, scale, MIDRISE)
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"quantization_config": None}, ModelError, "lacks model_type or quantization_config"),
-        ({"quantization_config": {"quant_method": "gptq"}}, ModelError, "quant_method is 'gptq'"),
-        ({"model_type": "gpt2"}, ModelError, "'gpt2' is unknown; known are bert"),
-        ({"num_hidden_layers": 3}, CheckpointError, "has 3 layers"),
-        ({"num_hidden_layers": 10**9}, CheckpointError, "has 1000000000 layers"),
-        ({"num_hidden_layers": 1}, CheckpointError, "missing by config.json"),
-        ({"max_position_embeddings": 32}, CheckpointError, r"position_embeddings.weight is \(64, 32\) .* \(32, 32\)"),
-        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, CheckpointError, "classifier"),
-        ({"num_attention_heads": 5}, ModelError, "makes no model"),
-        ({"hidden_size": "wide"}, ModelError, "makes no model"),
-    ],
-)
-def test_refuses_a_config_that_is_not_the_files(
-    changes: dict[str, Any],
-    error: type[AutoquantError],
-    message: str,
-    make_material: Maker,
-    tiny_classifier: BertForSequenceClassification,
-    tmp_path: Path,
-) -> None:
-    folder = save(make_material(), tiny_classifier, tmp_path, **changes)
-    with pytest.raises(error, match=message) as caught:
-        load_packed(folder)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("buckets", [False, True])
+@pytest.mark.parametrize("scale", ["row", "subgroup"])
+def test_some_rows_are_those_rows_of_all(buckets: bool, scale: str) -> None:
+    packed = matrix(buckets, scale)
+    whole = packed.dequantise(MIDRISE)
+    rows = torch.tensor([19, 0, 7, 7, 3, 12])
+    assert torch.equal(packed.dequantise(MIDRISE, rows), whole[rows])
+    assert packed.dequantise(MIDRISE, rows[:0]).shape == (0, COLUMNS)
+    assert (whole == 0).all(dim=1).any()
 
 
-def test_names_the_missing_files(tmp_path: Path, tiny_classifier_dir: Path) -> None:
-    with pytest.raises(ModelError, match=r"config.json and model.safetensors missing"):
-        load_packed(tmp_path)
-    with pytest.raises(ModelError, match="not that of a packed model"):
-        load_packed(tiny_classifier_dir)
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_compute_with_the_unpacked_weight(memory: str, dtype: torch.dtype) -> None:
+    packed, bias = matrix(), nn.Parameter(torch.randn(ROWS, dtype=dtype))
+    weight = packed.dequantise(MIDRISE).to(dtype)
+    linear = PackedLinear(packed, bias, MIDRISE, 32, memory=memory, dtype=dtype)
+    embedding = PackedEmbedding(packed, MIDRISE, memory=memory, dtype=dtype)
+    x, ids = torch.randn(3, 2, COLUMNS, dtype=dtype), torch.tensor([[4, 4, 19], [0, 7, 4]])
+    for _ in range(2):
+        assert torch.equal(linear(x), functional.linear(x, weight, bias))
+        assert torch.equal(embedding(ids), weight[ids])
+    assert linear.unpacked.shape == embedding.unpacked.shape == ((0,) if memory == "packed" else (ROWS, COLUMNS))
 
 
-def test_trimmed_positions_load(make_material: Maker, tiny_classifier: BertForSequenceClassification, tmp_path: Path) -> None:
-    material = make_material(positions=16)
-    folder = save(material, tiny_classifier, tmp_path, max_position_embeddings=16)
-    assert load_packed(folder).get_submodule("bert.embeddings.position_embeddings").weight.shape == (16, 32)
-    assert logits(load_packed(folder)).shape == (2, 2)
+@pytest.mark.parametrize("memory", MEMORY)
+def test_casting_a_layer_leaves_what_is_stored(memory: str) -> None:
+    """bfloat16 has too few digits for the float16 scales; a layer cast there and back still has them."""
+    packed = matrix()
+    linear = PackedLinear(packed, None, MIDRISE, 32, memory=memory)
+    stored = {name: tensor.clone() for name, tensor in linear.state_dict().items()}
+    linear.to(torch.bfloat16)
+    assert linear.weight.dtype == torch.bfloat16
+    assert {name: tensor.dtype for name, tensor in linear.state_dict().items()} == {n: t.dtype for n, t in stored.items()}
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in linear.state_dict().items())
+    assert torch.equal(linear.weight, packed.dequantise(MIDRISE).bfloat16())
+    copied = copy.deepcopy(linear)
+    assert torch.equal(copied.weight, linear.weight)
+
+
+def test_eight_bit_activations_are_computed_in_float32() -> None:
+    packed, x = matrix(), torch.randn(4, COLUMNS)
+    plain, short = (PackedLinear(packed, None, MIDRISE, 8, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    torch.testing.assert_close(short(x.bfloat16()).float(), plain(x.bfloat16().float()), atol=0.1, rtol=0.02)
+    assert short(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_stored_range_keeps_its_digits_when_a_layer_is_cast() -> None:
+    linear = PackedLinear(matrix(), None, MIDRISE, 4, static=True)
+    linear.input_range = torch.tensor([0.1234, -0.777]).half().float()
+    stored, x = linear.input_range.clone(), torch.randn(4, COLUMNS).bfloat16()
+    expected = functional.linear(fake_quantize_static(x.float(), *stored, 4).bfloat16(), linear.weight.bfloat16())
+    assert torch.equal(linear.to(torch.bfloat16)(x), expected)
+    assert torch.equal(linear.input_range, stored)
+
+
+def test_memory_of_another_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="memory is 'disk': give 'unpacked'"):
+        load_packed(tmp_path, memory="disk")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("memory", MEMORY)
+def test_layers_on_a_gpu(memory: str) -> None:
+    packed, x = matrix(buckets=True), torch.randn(4, COLUMNS)
+    linear = PackedLinear(packed, None, MIDRISE, 32, memory=memory)
+    before: Tensor = linear(x)
+    linear.cuda()
+    torch.testing.assert_close(linear(x.cuda()).cpu(), before)
+    assert {tensor.device.type for tensor in linear.buffers()} == {"cuda"}

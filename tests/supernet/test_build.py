@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from autoquant.core.allocation import BitAllocation
 from autoquant.pack.checkpoint import write_packed
-from autoquant.pack.modules import load_packed
+from autoquant.pack.model import load_packed
 from autoquant.quantizers.activation import fake_quantize_dynamic
 from autoquant.supernet.layers import MixedPrecisionLinear
 from autoquant.training.evaluate import predict_logits
