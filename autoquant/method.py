@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from autoquant.backbones.remove import remove_units
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import BudgetError, CheckpointError
+from autoquant.core.structure import pick_units
 from autoquant.pack.checkpoint import write_packed
 from autoquant.pack.model import FILE_NAME, load_packed
 from autoquant.refine import REFINERS, RefineProblem
@@ -36,10 +38,10 @@ def build(workspace: Workspace, result: SearchResult, budget: SizeBudget, method
     if done is not None:
         return done
     with workspace.timed(f"recover-{method}"):
-        supernet = recover(workspace, result, budget, method)
+        supernet = recover(workspace, result, method)
     with workspace.timed(f"pack-{method}"):
         path = pack(workspace, supernet, result.allocation, folder)
-        difference = _reload_difference(workspace, supernet, folder)
+        difference = _reload_difference(workspace, supernet, result.allocation, folder)
     exact = workspace.blueprint.byte_model.exact_bytes(result.allocation)
     if path.stat().st_size != exact:
         raise CheckpointError(f"{path} has {path.stat().st_size} bytes, {exact} were predicted: please report this.")
@@ -71,14 +73,12 @@ def evaluate(workspace: Workspace, model: nn.Module, data: Encoded) -> dict[str,
     return score(workspace.blueprint.data.task.metrics, logits, data.labels)
 
 
-def recover(workspace: Workspace, result: SearchResult, budget: SizeBudget, method: str) -> Supernet:
+def recover(workspace: Workspace, result: SearchResult, method: str) -> Supernet:
     """Training with frozen bits, then module-wise reconstruction: the same for every method. Returns the frozen supernet."""
     recipe = workspace.blueprint.recipe
     settings = recipe.recovery
-    supernet = workspace.make_supernet(budget).to(workspace.context.device)
-    if settings.start == "search" and result.weights is not None:
-        supernet.model.load_state_dict(result.weights)
-    supernet.freeze(result.allocation)
+    start = result.searched if settings.start == "search" else None
+    supernet = workspace.frozen_supernet(result.allocation, start).to(workspace.context.device)
     for refiner, steps in (("retrain", settings.steps), ("mrem-s", settings.mrem_steps)):
         if steps:
             stage = f"{refiner}-{method}"
@@ -106,15 +106,17 @@ def _config_to_ship(workspace: Workspace) -> Any:
     return config
 
 
-def simulated_logits(workspace: Workspace, supernet: Supernet, data: Encoded) -> np.ndarray:
+def simulated_logits(workspace: Workspace, supernet: Supernet, allocation: BitAllocation, data: Encoded) -> np.ndarray:
     """Logits of the simulated model, to hold the reloaded file against."""
-    plain, _ = dataclasses.replace(workspace.blueprint.source, path=str(workspace.run.teacher_dir)).load(workspace.seed)
+    blueprint = workspace.blueprint
+    plain, _ = dataclasses.replace(blueprint.source, path=str(workspace.run.teacher_dir)).load(workspace.seed)
+    remove_units(plain, blueprint.source.backbone, pick_units(blueprint.byte_model.units, allocation.removed))
     model = supernet.materialize(plain).to(workspace.context.device)
     return predict_logits(model, data, device=workspace.context.device)
 
 
-def _reload_difference(workspace: Workspace, supernet: Supernet, folder: Path) -> float:
+def _reload_difference(workspace: Workspace, supernet: Supernet, allocation: BitAllocation, folder: Path) -> float:
     """The largest difference between the logits of the reloaded file and of the simulated model."""
     data = workspace.held_out.select(np.arange(min(RELOAD_TEXTS, len(workspace.held_out))))
     reloaded = predict_logits(load_packed(folder).to(workspace.context.device), data, device=workspace.context.device)
-    return float(np.abs(reloaded - simulated_logits(workspace, supernet, data)).max())
+    return float(np.abs(reloaded - simulated_logits(workspace, supernet, allocation, data)).max())

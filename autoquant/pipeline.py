@@ -236,9 +236,10 @@ def _recorded_recipe(manifest: Mapping[str, Any]) -> Recipe:
 
 
 def _check_applies(manifest: Mapping[str, Any], blueprint: Blueprint, allocation: BitAllocation) -> None:
-    allocation.check_fits(blueprint.byte_model.partitions)
+    partitions = blueprint.byte_model.without(allocation.removed).partitions
+    allocation.check_fits(partitions)
     recorded = {matrix["name"]: matrix for matrix in manifest["matrices"]}
-    for partition in blueprint.byte_model.partitions:
+    for partition in partitions:
         matrix = recorded[partition.matrix.name]
         shape = [partition.matrix.rows, partition.matrix.columns]
         if matrix["shape"] != shape:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from autoquant.core.cost import MIB, SizeBudget
+from autoquant.core.cost import MIB, SizeBudget, choice_table
+from autoquant.core.derive import remove_by_name
 from autoquant.core.run import file_sha256, versions
 from autoquant.export.manifest import build_manifest, write_manifest
 from autoquant.pack.model import FILE_NAME
@@ -27,9 +28,9 @@ def summarise(
     task, blueprint, ours = workspace.blueprint.data.task, workspace.blueprint, measured[strategy]
     fisher = workspace.search("fisher", budget).allocation
     allocation = results[strategy].allocation
-    differs = {"fisher": allocation.share_different(fisher)}
-    differs["uniform"] = allocation.share_different(workspace.search("uniform", budget).allocation)
-    encoder = [p for p in blueprint.byte_model.partitions if p.matrix.layer is not None]
+    weights = blueprint.byte_model
+    differs = {"fisher": weights.share_different(allocation, fisher)}
+    differs["uniform"] = weights.share_different(allocation, workspace.search("uniform", budget).allocation)
     uniform = measured["uniform"]["metrics"][task.metric] if "uniform" in measured else None
     return {
         "task": task.name,
@@ -49,10 +50,11 @@ def summarise(
             "file": ours["file_bytes"],
             "full_precision": blueprint.full_bytes(),
             "full_precision_counted": blueprint.full_bytes(budget.count),
-            "breakdown": blueprint.byte_model.breakdown(allocation),
+            "breakdown": weights.breakdown(allocation),
             "controls": {name: m["file_bytes"] for name, m in measured.items() if name != strategy},
         },
-        "encoder_bits_per_weight": allocation.mean_bits(encoder),
+        "encoder_bits_per_weight": weights.encoder_bits(allocation),
+        "units_removed": list(allocation.removed),
         "share_of_subgroups_different_from": differs,
         "reload_difference": max(m["reload_difference"] for m in measured.values()),
         "seconds": workspace.run.seconds(),
@@ -64,13 +66,15 @@ def write_allocation(
     workspace: Workspace, budget: SizeBudget, strategy: str, result: SearchResult, metrics: Mapping[str, Any]
 ) -> None:
     blueprint, recipe = workspace.blueprint, workspace.blueprint.recipe
-    choice = blueprint.table(budget).to_choice(result.allocation)
+    table = choice_table(blueprint.byte_model, budget.count)
+    smaller, sensitivity = remove_by_name(workspace.calibration.sensitivity.choices, table, result.allocation.removed)
+    choice = smaller.to_choice(result.allocation)
     manifest = build_manifest(
         space=blueprint.space,
-        partitions=blueprint.byte_model.partitions,
+        partitions=smaller.partitions,
         allocation=result.allocation,
         probability=result.probability,
-        sensitivity=workspace.calibration.sensitivity[np.arange(len(choice)), choice],
+        sensitivity=sensitivity[np.arange(len(choice)), choice],
         quantizer=recipe.quantizer,
         activation_bits=recipe.activation_bits,
         activations=recipe.activations,

@@ -5,6 +5,7 @@ Prepared once, on disk where it took time; strategies, recoveries and controls t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from autoquant.backbones.load import ModelSource, open_model
+from autoquant.backbones.remove import remove_units
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ByteModel, ChoiceTable, SizeBudget, TensorEntry, check_budget, choice_table, header_json
 from autoquant.core.errors import RunError, SpaceError
@@ -28,18 +30,21 @@ from autoquant.core.progress import Progress
 from autoquant.core.run import RunDirectory, disk_errors, file_sha256
 from autoquant.core.settings import Recipe
 from autoquant.core.space import SearchSpace, load_space
+from autoquant.core.structure import pick_units
 from autoquant.core.subgroup import Partition
 from autoquant.pack.checkpoint import metadata_text
 from autoquant.quantizers import QUANTIZERS, Quantizer
-from autoquant.strategies import STRATEGIES, Problem, SearchResult
-from autoquant.strategies.sensitivity import fisher_scores
+from autoquant.strategies import STRATEGIES, Problem, SearchResult, Start
+from autoquant.strategies.sensitivity import Sensitivity, fisher_scores
 from autoquant.supernet.build import RANGE_NAME, Supernet
-from autoquant.supernet.calibration import initial_scales, input_moments, input_ranges
+from autoquant.supernet.calibration import initial_scales, input_moments, input_ranges, kept_scales
 from autoquant.tasks.data import TaskData
 from autoquant.training.batches import Encoded, encode
 from autoquant.training.distillation import TeacherOutputs
 from autoquant.training.loop import Context
 from autoquant.training.teacher import finetune
+
+RESULT_ARRAYS = ("values", "removal", "probability")  # of a SearchResult
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,8 @@ class Blueprint:
         quantised = {p.matrix.name for p in self.partitions}
         rest = {name: shape for name, shape in self.shapes.items() if name not in quantised}
         rest |= {f"{name.removesuffix('.weight')}.{RANGE_NAME}": (2,) for name in self.ranged}
-        return ByteModel(self.partitions, rest, self.space.scale, metadata_text(self.packed_settings()))
+        units = self.space.units([p.matrix for p in self.partitions], self.source.config.num_attention_heads)
+        return ByteModel(self.partitions, rest, self.space.scale, metadata_text(self.packed_settings()), units)
 
     def full_bytes(self, count: str = "file") -> int:
         """Float32 size of what counts: the whole safetensors file, or the encoder's matrices."""
@@ -168,10 +174,10 @@ class Blueprint:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Initial scales per matrix [rows or groups, non-zero widths] and sensitivities [N, K], the same for every method."""
+    """Initial scales per matrix [rows or groups, non-zero widths] and sensitivities, the same for every method."""
 
     scales: dict[str, Tensor]
-    sensitivity: np.ndarray
+    sensitivity: Sensitivity
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,10 +287,13 @@ class Workspace:
             with self.timed("calibrate"):
                 blueprint, table = self.blueprint, choice_table(self.blueprint.byte_model)
                 data, counts = self._calibration_texts, blueprint.token_counts
-                scores = fisher_scores(self.teacher, table, blueprint.quantizer, scales, data, counts, self.seed, self.progress)
-            saved = {"sensitivity": torch.from_numpy(scores)}
+                backbone, quantizer = blueprint.source.backbone, blueprint.quantizer
+                scores = fisher_scores(
+                    self.teacher, backbone, table, quantizer, scales, data, counts, self.seed, self.progress
+                )
+            saved = {"choices": torch.from_numpy(scores.choices), "removals": torch.from_numpy(scores.removals)}
             self.run.save_state("calibration", saved)
-        return Calibration(self.starting_point.scales, saved["sensitivity"].numpy())
+        return Calibration(self.starting_point.scales, Sensitivity(saved["choices"].numpy(), saved["removals"].numpy()))
 
     @cached_property
     def _calibration_texts(self) -> Encoded:
@@ -316,14 +325,31 @@ class Workspace:
         return TeacherOutputs(self.teacher, self.train_all, self.context)
 
     def make_supernet(self, budget: SizeBudget) -> Supernet:
-        """A fresh supernet from the teacher's weights and the calibrated scales."""
+        """A fresh supernet from the teacher's weights and the calibrated scales, every choice open."""
+        return self._supernet(self.teacher, self.blueprint.table(budget), self.starting_point.scales)
+
+    def frozen_supernet(self, allocation: BitAllocation, start: Start | None = None) -> Supernet:
+        """A supernet with this allocation, the units it removes gone, from the teacher's weights or from a search's."""
+        full, model = self.blueprint.byte_model, copy.deepcopy(self.teacher)
+        if start is not None:
+            model.load_state_dict(start.weights)
+        removed = pick_units(full.units, allocation.removed)
+        remove_units(model, self.blueprint.source.backbone, removed)
+        smaller, scales = full.without(allocation.removed), (start or self.starting_point).scales
+        pairs = zip(full.partitions, smaller.partitions, strict=True)
+        kept = {p.matrix.name: kept_scales(scales[p.matrix.name], p, pruned, removed) for p, pruned in pairs}
+        supernet = self._supernet(model, choice_table(smaller), kept)
+        supernet.freeze(allocation)
+        return supernet
+
+    def _supernet(self, model: nn.Module, table: ChoiceTable, scales: dict[str, Tensor]) -> Supernet:
         blueprint = self.blueprint
         return Supernet(
-            self.teacher,
+            model,
             blueprint.source.backbone,
-            blueprint.table(budget),
+            table,
             blueprint.quantizer,
-            self.starting_point.scales,
+            scales,
             blueprint.recipe.activation_bits,
             blueprint.space.scale == "row",
             blueprint.recipe.search.zero == "gate",
@@ -373,16 +399,18 @@ class Workspace:
 
 
 def _result_state(result: SearchResult) -> dict[str, Any]:
-    arrays = {"values": result.values, "probability": result.probability}
+    arrays = {name: getattr(result, name) for name in RESULT_ARRAYS}
     tensors = {name: None if array is None else torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
-    plain = {"weights": result.weights, "derived_bytes": result.derived_bytes}
+    searched = None if result.searched is None else vars(result.searched)
+    plain = {"searched": searched, "derived_bytes": result.derived_bytes}
     return {"allocation": json.dumps(result.allocation.to_json()), **plain, **tensors}
 
 
 def _result_from(saved: dict[str, Any]) -> SearchResult:
-    arrays = {name: None if saved[name] is None else saved[name].numpy() for name in ("values", "probability")}
-    plain = {name: saved[name] for name in ("weights", "derived_bytes")}
-    return SearchResult(BitAllocation.from_json(json.loads(saved["allocation"])), **plain, **arrays)
+    arrays = {name: None if saved[name] is None else saved[name].numpy() for name in RESULT_ARRAYS}
+    searched = None if saved["searched"] is None else Start(**saved["searched"])
+    allocation = BitAllocation.from_json(json.loads(saved["allocation"]))
+    return SearchResult(allocation, searched=searched, derived_bytes=saved["derived_bytes"], **arrays)
 
 
 def _configure(machine: Machine) -> None:

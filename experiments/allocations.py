@@ -131,7 +131,7 @@ def measure(options: Options, shared: Workspace, ratio: float, methods: list[str
             "metrics": metrics,
             "full_precision": full,
             "reload_difference": built["reload_difference"],
-            "share_different_from_fisher": result.allocation.share_different(fisher),
+            "share_different_from_fisher": blueprint.byte_model.share_different(result.allocation, fisher),
             "seconds": {"search": seconds.get(f"search-{strategy}", 0.0), "recover": seconds[f"recover-{strategy}"]},
             "recipe": dataclasses.asdict(blueprint.recipe),
             "teacher_sha256": shared.teacher_hash,

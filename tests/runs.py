@@ -104,11 +104,11 @@ def _reference(model: Path, data: Path, run_dir: Path) -> Reference:
     simulated: dict[str, np.ndarray] = {}
     measure = method.simulated_logits
 
-    def keep(workspace: Any, supernet: Any, encoded: Any) -> np.ndarray:
+    def keep(workspace: Any, supernet: Any, allocation: Any, encoded: Any) -> np.ndarray:
         blueprint = workspace.blueprint
         evaluation = encode(blueprint.source.tokenizer, blueprint.data.evaluation, blueprint.max_length)
-        simulated.setdefault("first", measure(workspace, supernet, evaluation))
-        return measure(workspace, supernet, encoded)
+        simulated.setdefault("first", measure(workspace, supernet, allocation, evaluation))
+        return measure(workspace, supernet, allocation, encoded)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(method, "simulated_logits", keep)

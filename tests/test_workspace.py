@@ -156,11 +156,11 @@ def test_calibration_is_kept(open_workspace: Opener, monkeypatch: pytest.MonkeyP
     with open_workspace() as workspace:
         made = workspace.calibration
         table = workspace.blueprint.table(SizeBudget(20_000))
-    assert made.sensitivity.shape == table.bytes.shape
+    assert made.sensitivity.choices.shape == table.bytes.shape
     monkeypatch.setattr(module, "fisher_scores", refuse)
     with open_workspace() as workspace:
         read = workspace.calibration
-    np.testing.assert_array_equal(read.sensitivity, made.sensitivity)
+    np.testing.assert_array_equal(read.sensitivity.choices, made.sensitivity.choices)
     assert read.scales.keys() == made.scales.keys() == table.slices().keys()
     assert all(torch.equal(read.scales[name], scale) for name, scale in made.scales.items())
 
@@ -188,8 +188,10 @@ def test_a_finished_search_is_read_and_not_done_again(open_workspace: Opener, mo
             for ours, theirs in ((read.values, result.values), (read.probability, result.probability)):
                 assert (ours is None) == (theirs is None)
                 assert ours is None or np.array_equal(ours, theirs)
-            assert (read.weights is None) == (result.weights is None)
-            assert read.weights is None or all(torch.equal(read.weights[k], v) for k, v in (result.weights or {}).items())
+            assert (read.searched is None) == (result.searched is None)
+            if read.searched is not None and result.searched is not None:
+                assert all(torch.equal(read.searched.weights[k], v) for k, v in result.searched.weights.items())
+                assert all(torch.equal(read.searched.scales[k], v) for k, v in result.searched.scales.items())
         assert set(workspace.run.seconds()) >= {f"search-{name}" for name in made}
 
 

@@ -14,23 +14,17 @@ from autoquant.core.subgroup import Partition
 
 @dataclass(frozen=True)
 class BitAllocation:
-    """The bit-width of every sub-group: matrix name -> bits per sub-group (0 = pruned)."""
+    """The bit-width of every sub-group: matrix name -> bits per sub-group (0 = pruned), and the units removed, by name.
+
+    With units removed the sub-groups are those of the smaller matrices (`ByteModel.without`).
+    """
 
     bits: Mapping[str, tuple[int, ...]]
+    removed: tuple[str, ...] = ()
 
     def row_bits(self, partition: Partition) -> np.ndarray:
         """Bits of every row of one matrix, [rows] int64."""
         return np.asarray(self.bits[partition.matrix.name], dtype=np.int64)[partition.group_of_row]
-
-    def mean_bits(self, partitions: Sequence[Partition]) -> float:
-        """Code bits per weight over the given matrices (scales not counted)."""
-        bits = sum(float(self.row_bits(p).sum()) * p.matrix.columns for p in partitions)
-        return bits / sum(p.matrix.parameters for p in partitions)
-
-    def share_different(self, other: BitAllocation) -> float:
-        """Share of sub-groups (0 to 1) whose bit-width differs from `other`'s."""
-        pairs = [(a, b) for name in self.bits for a, b in zip(self.bits[name], other.bits[name], strict=True)]
-        return sum(a != b for a, b in pairs) / len(pairs)
 
     def check_fits(self, partitions: Sequence[Partition]) -> None:
         """Raise CheckpointError unless this allocation has one allowed bit-width for every sub-group."""
@@ -52,9 +46,10 @@ class BitAllocation:
                     f"{', '.join(map(str, partition.widths))}: use the search space it was made with."
                 )
 
-    def to_json(self) -> dict[str, list[int]]:
-        return {name: list(bits) for name, bits in self.bits.items()}
+    def to_json(self) -> dict[str, Any]:
+        return {"bits": {name: list(bits) for name, bits in self.bits.items()}, "removed": list(self.removed)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> BitAllocation:
-        return cls({name: tuple(int(b) for b in bits) for name, bits in data.items()})
+        bits = {name: tuple(int(b) for b in bits) for name, bits in data["bits"].items()}
+        return cls(bits, tuple(data["removed"]))

@@ -13,9 +13,10 @@ length that does not depend on the allocation, so that bytes are additive over s
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.errors import BudgetError
+from autoquant.core.structure import Structure, Unit, kept_rows, pick_units, prune_partition, prune_shapes
 from autoquant.core.subgroup import Partition
 
 MIB = 1024 * 1024
@@ -100,13 +102,49 @@ class ByteModel:
     """Bytes of every choice and of everything that is not a choice.
 
     `partitions`: the matrices of the search space; `rest`: name -> shape of every other tensor of the file;
-    `scale`: `row` or `subgroup`; `metadata`: the header's text (its length counts, its checksum has a fixed length).
+    `scale`: `row` or `subgroup`; `metadata`: the header's text (its length counts, its checksum has a fixed length);
+    `units`: what can be removed as a whole.
     """
 
     partitions: tuple[Partition, ...]
     rest: Mapping[str, tuple[int, ...]]
     scale: str
     metadata: str
+    units: tuple[Unit, ...] = ()
+
+    def without(self, names: Iterable[str]) -> ByteModel:
+        """The smaller model without the units of these names. Raises CheckpointError for what cannot be removed."""
+        removed = pick_units(self.units, names)
+        if not removed:
+            return dataclasses.replace(self, units=())
+        partitions = tuple(prune_partition(p, removed) for p in self.partitions)
+        rest = prune_shapes(self.rest, [p.matrix for p in self.partitions], removed)
+        return ByteModel(partitions, rest, self.scale, self.metadata)
+
+    def row_bits(self, allocation: BitAllocation) -> dict[str, np.ndarray]:
+        """Bits of every row of the unpruned matrices, [rows] int64 by matrix name; 0 for pruned and for removed rows."""
+        removed, smaller = pick_units(self.units, allocation.removed), self.without(allocation.removed)
+        result = {}
+        for partition, pruned in zip(self.partitions, smaller.partitions, strict=True):
+            bits = np.zeros(partition.matrix.rows, dtype=np.int64)
+            bits[kept_rows(partition.matrix, removed)] = allocation.row_bits(pruned)
+            result[partition.matrix.name] = bits
+        return result
+
+    def share_different(self, one: BitAllocation, other: BitAllocation) -> float:
+        """Share of the unpruned model's sub-groups (0 to 1) that have rows of different bits in two allocations."""
+        ours, theirs = self.row_bits(one), self.row_bits(other)
+        different = 0
+        for partition in self.partitions:
+            name = partition.matrix.name
+            different += len(np.unique(partition.group_of_row[ours[name] != theirs[name]]))
+        return different / sum(p.groups for p in self.partitions)
+
+    def encoder_bits(self, allocation: BitAllocation) -> float:
+        """Code bits per weight of the unpruned encoder's matrices (scales not counted)."""
+        encoder = [p for p in self.without(allocation.removed).partitions if p.matrix.layer is not None]
+        weights = sum(p.matrix.parameters for p in self.partitions if p.matrix.layer is not None)
+        return sum(float(allocation.row_bits(p).sum()) * p.matrix.columns for p in encoder) / weights
 
     def scales_in(self, partition: Partition, rows: int, bits: int) -> int:
         """How many scales a sub-group of `rows` rows stores at a width."""
@@ -163,6 +201,8 @@ class ByteModel:
 
     def breakdown(self, allocation: BitAllocation, count: str = "file") -> dict[str, int]:
         """Bytes by what they hold: `<kind>` codes and scales, `layout`, `rest`, `header`."""
+        if allocation.removed:
+            return self.without(allocation.removed).breakdown(BitAllocation(allocation.bits), count)
         parts: dict[str, int] = {}
         for partition in self.partitions:
             if count == "encoder" and partition.matrix.layer is None:
@@ -183,7 +223,7 @@ class ChoiceTable:
     """Every sub-group of every matrix as one flat table, the knapsack's and the supernet's view of the space.
 
     `widths` [K] bit-widths, ascending; `bytes` [N, K] int64 what counts against the budget; `allowed` [N, K] bool;
-    `parameters` [N] weights in the sub-group; `fixed` bytes that count whatever is chosen.
+    `parameters` [N] weights in the sub-group; `fixed` bytes that count whatever is chosen; `removable` what can go as a whole.
     """
 
     partitions: tuple[Partition, ...]
@@ -192,6 +232,7 @@ class ChoiceTable:
     allowed: np.ndarray
     parameters: np.ndarray
     fixed: int
+    removable: Removable | None = None
 
     def __len__(self) -> int:
         return len(self.bytes)
@@ -201,10 +242,10 @@ class ChoiceTable:
         ends = np.cumsum([p.groups for p in self.partitions])
         return {p.matrix.name: slice(int(e) - p.groups, int(e)) for p, e in zip(self.partitions, ends, strict=True)}
 
-    def to_allocation(self, choice: np.ndarray) -> BitAllocation:
-        """Column index per sub-group ([N]) -> allocation."""
+    def to_allocation(self, choice: np.ndarray, removed: tuple[str, ...] = ()) -> BitAllocation:
+        """Column index per sub-group ([N]) -> allocation; `removed` names the units this table is without."""
         bits = np.asarray(self.widths)[choice]
-        return BitAllocation({name: tuple(int(b) for b in bits[rows]) for name, rows in self.slices().items()})
+        return BitAllocation({name: tuple(int(b) for b in bits[rows]) for name, rows in self.slices().items()}, removed)
 
     def to_choice(self, allocation: BitAllocation) -> np.ndarray:
         """Allocation -> column index per sub-group, [N] int64."""
@@ -221,6 +262,49 @@ class ChoiceTable:
         """Bytes that count, of a choice per sub-group ([N])."""
         return int(self.bytes[np.arange(len(self)), choice].sum()) + self.fixed
 
+    def origins(self, smaller: ChoiceTable, removed: Sequence[Unit]) -> np.ndarray:
+        """For every sub-group of a table without `removed`, [N'], the sub-group here that its first row comes from."""
+        found = []
+        for piece, partition, pruned in zip(self.slices().values(), self.partitions, smaller.partitions, strict=True):
+            group = partition.group_of_row[kept_rows(partition.matrix, removed)]
+            first = np.unique(pruned.group_of_row, return_index=True)[1]
+            found.append(piece.start + group[first])
+        return np.concatenate(found)
+
+    def regroup(self, values: np.ndarray, smaller: ChoiceTable, removed: Sequence[Unit]) -> np.ndarray:
+        """Sums over sub-groups, [N, K] here, as sums over those of a table without `removed`, [N', K].
+
+        Spread evenly over a sub-group's rows and columns, and added up again over those that stay.
+        """
+        result = []
+        for piece, partition, pruned in zip(self.slices().values(), self.partitions, smaller.partitions, strict=True):
+            kept = kept_rows(partition.matrix, removed)
+            share = pruned.matrix.columns / partition.matrix.columns
+            per_row = values[piece] * share / np.asarray(partition.sizes, dtype=float)[:, None]
+            total = np.zeros((pruned.groups, values.shape[1]))
+            np.add.at(total, pruned.group_of_row, per_row[partition.group_of_row[kept]])
+            result.append(total)
+        return np.concatenate(result)
+
+
+@dataclass(frozen=True, eq=False)
+class Removable:
+    """What a table's units weigh.
+
+    `structure`: where they overlap with the sub-groups; `scale_bytes` [N, K]: the part of a choice's bytes that stays when
+    columns go; `unit_bytes` [U]: what a unit takes along beside its sub-groups' choices (biases, layout bytes).
+    """
+
+    model: ByteModel
+    count: str
+    structure: Structure
+    scale_bytes: np.ndarray
+    unit_bytes: np.ndarray
+
+    def table_without(self, removed: Sequence[Unit]) -> ChoiceTable:
+        """The table of the smaller model."""
+        return choice_table(self.model.without(unit.name for unit in removed), self.count)
+
 
 def choice_table(model: ByteModel, count: str = "file") -> ChoiceTable:
     """The flat table of a model's choices; matrices that do not count against an `encoder` budget weigh nothing in it."""
@@ -233,9 +317,26 @@ def choice_table(model: ByteModel, count: str = "file") -> ChoiceTable:
         allowed.append(np.tile([w in partition.widths for w in widths], (partition.groups, 1)))
         parameters.append(np.asarray(partition.sizes, dtype=np.int64) * partition.matrix.columns)
     fixed = model.fixed_bytes if count == "file" else 0
-    return ChoiceTable(
+    table = ChoiceTable(
         model.partitions, widths, np.concatenate(sizes), np.concatenate(allowed), np.concatenate(parameters), fixed
     )
+    return dataclasses.replace(table, removable=_removable(model, widths, count)) if model.units else table
+
+
+def _removable(model: ByteModel, widths: tuple[int, ...], count: str) -> Removable:
+    structure = Structure.of(model.partitions, model.units)
+    scales = [
+        [SCALE_BYTES * model.scales_in(p, size, width) * (count == "file" or p.matrix.layer is not None) for width in widths]
+        for p in model.partitions
+        for size in p.sizes
+    ]
+    unit_bytes = np.zeros(len(model.units))
+    if count == "file":
+        for u, unit in enumerate(model.units):
+            rows_in = [p.matrix.name.removesuffix("weight") + "bias" for p in model.partitions if unit.has_rows_in(p.matrix)]
+            unit_bytes[u] = 2 * (unit.stop - unit.start) * sum(name in model.rest for name in rows_in)
+        unit_bytes += structure.rows.sum(axis=0)  # a byte of layout for every sub-group
+    return Removable(model, count, structure, np.array(scales), unit_bytes)
 
 
 def check_budget(budget: SizeBudget, table: ChoiceTable, full_bytes: int, model: ByteModel) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from autoquant.core.errors import SpaceError
+from autoquant.core.structure import Unit, find_units
 from autoquant.core.subgroup import Matrix, Partition, even_sizes, frequency_buckets
 
 SUPPORTED_WIDTHS = (0, 1, 2, 3, 4, 8)
@@ -66,10 +67,23 @@ class SearchSpace:
     name: str
     rules: Mapping[str, Rule] = field(repr=False)
     scale: str = "row"
+    heads: bool = False
+    """Whether attention heads can be removed as a whole."""
+    ffn_blocks: int | str = 0
+    """Blocks of FFN neurons per layer that can be removed as a whole: a number (0 = none), or "heads" for as many as heads."""
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
             raise SpaceError(f'Space {self.name}: scale = "{self.scale}" is not one of {", ".join(SCALES)}.')
+        blocks = self.ffn_blocks
+        whole = isinstance(blocks, int) and not isinstance(blocks, bool) and blocks >= 0
+        if not isinstance(self.heads, bool) or not (whole or blocks == "heads"):
+            raise SpaceError(f'Space {self.name}: [structure] heads is true or false, ffn_blocks a number or "heads".')
+
+    def units(self, matrices: Sequence[Matrix], heads: int) -> tuple[Unit, ...]:
+        """What can be removed as a whole from a model of `heads` attention heads."""
+        blocks = heads if self.ffn_blocks == "heads" else int(self.ffn_blocks)
+        return find_units(matrices, heads if self.heads else 0, blocks)
 
     def partition(self, matrices: Sequence[Matrix], heads: int, token_counts: np.ndarray) -> tuple[Partition, ...]:
         """Cut every matrix; `token_counts` [vocabulary] are occurrences in the training text."""
@@ -89,12 +103,12 @@ class SearchSpace:
 
 
 def parse_space(data: Mapping[str, Any], name: str) -> SearchSpace:
-    """Check a TOML table: `scale`, `[default]`, and one table per kind that differs. Raises SpaceError with the key at fault."""
-    known = {"name", "scale", "default", *KINDS}
+    """Check a TOML table: `scale`, `[structure]`, `[default]`, one table per kind; SpaceError names the fault."""
+    known = {"name", "scale", "structure", "default", *KINDS}
     unknown = sorted(set(data) - known)
     if unknown:
         raise SpaceError(f"Space {name}: unknown key '{unknown[0]}'; known are {', '.join(sorted(known))}.")
-    flat = [key for key in ("default", *KINDS) if not isinstance(data.get(key, {}), Mapping)]
+    flat = [key for key in ("structure", "default", *KINDS) if not isinstance(data.get(key, {}), Mapping)]
     if flat:
         raise SpaceError(f"Space {name}: {flat[0]} must be a table, say [{flat[0]}] with bits and groups.")
     rules = {}
@@ -107,7 +121,11 @@ def parse_space(data: Mapping[str, Any], name: str) -> SearchSpace:
         if not isinstance(table["bits"], list):
             raise SpaceError(f"Space {name}: [{kind}] bits must be a list, say [0, 2, 4].")
         rules[kind] = Rule(tuple(table["bits"]), table["groups"], table.get("scale"))
-    return SearchSpace(str(data.get("name", name)), rules, data.get("scale", "row"))
+    structure = data.get("structure", {})
+    odd = sorted(set(structure) - {"heads", "ffn_blocks"})
+    if odd:
+        raise SpaceError(f"Space {name}: [structure] knows heads and ffn_blocks, not {odd[0]}.")
+    return SearchSpace(str(data.get("name", name)), rules, data.get("scale", "row"), **structure)
 
 
 def available_spaces() -> list[str]:

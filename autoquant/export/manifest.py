@@ -54,17 +54,19 @@ def build_manifest(
     """The content of allocation.json, plain JSON values.
 
     `probability` and `sensitivity` [N], over the sub-groups of all partitions in their order, None where a strategy has
-    none; `reached`: bytes under `file` and `counted`. Raises CheckpointError when the allocation does not fit the partitions.
+    none; the partitions are those of the model without the units that the allocation removes; `reached`: bytes under `file`
+    and `counted`. Raises CheckpointError when the allocation does not fit the partitions.
     """
     allocation.check_fits(partitions)
     rules = {kind: _rule(rule) for kind, rule in space.rules.items()}
+    structure = {"heads": space.heads, "ffn_blocks": space.ffn_blocks}
     ends = np.cumsum([p.groups for p in partitions])
     pieces = [slice(int(end) - p.groups, int(end)) for p, end in zip(partitions, ends, strict=True)]
     chances, losses = _numbers(probability, int(ends[-1])), _numbers(sensitivity, int(ends[-1]))
     return {
         "format": FORMAT,
         "version": VERSION,
-        "space": {"name": space.name, "scale": space.scale, "rules": rules},
+        "space": {"name": space.name, "scale": space.scale, "rules": rules, "structure": structure},
         "quantizer": quantizer,
         "activation_bits": activation_bits,
         "activations": activations,
@@ -78,6 +80,7 @@ def build_manifest(
         "recovery": dict(recovery),
         "hashes": dict(hashes),
         "versions": dict(versions),
+        "removed": list(allocation.removed),
         "matrices": [
             _matrix(p, allocation.bits[p.matrix.name], chances[piece], losses[piece])
             for p, piece in zip(partitions, pieces, strict=True)
@@ -157,13 +160,14 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 def manifest_allocation(manifest: Mapping[str, Any]) -> BitAllocation:
     """The allocation in a manifest."""
-    return BitAllocation({m["name"]: tuple(int(g["bits"]) for g in m["subgroups"]) for m in manifest["matrices"]})
+    bits = {m["name"]: tuple(int(g["bits"]) for g in m["subgroups"]) for m in manifest["matrices"]}
+    return BitAllocation(bits, tuple(manifest.get("removed", ())))
 
 
 def manifest_space(manifest: Mapping[str, Any]) -> SearchSpace:
     """The search space in a manifest. Raises SpaceError for rules that are none."""
     space = manifest["space"]
-    return parse_space({**space["rules"], "scale": space["scale"]}, space["name"])
+    return parse_space({**space["rules"], "scale": space["scale"], "structure": space.get("structure", {})}, space["name"])
 
 
 @cache

@@ -93,11 +93,13 @@ def write_packed(
     """Encode a model and write `path` atomically; its size is `model.exact_bytes(allocation)`.
 
     `state`: the full state dict, the matrices not yet quantised; `scales`: matrix name -> [rows] or, where the model's
-    scale is `subgroup`, [groups], positive and exact in float16. `model.metadata` must be `metadata_text(settings)`.
+    scale is `subgroup`, [groups], positive and exact in float16; both without the units that the allocation removes.
+    `model.metadata` must be `metadata_text(settings)`.
     Raises CheckpointError when something does not fit, RunError when the disk is full or not writable.
     """
     if metadata_text(settings) != model.metadata:
         raise CheckpointError("The settings are not those of the byte model: build both from the same metadata_text(settings).")
+    model = model.without(allocation.removed)
     allocation.check_fits(model.partitions)
     tensors = _encode(state, scales, allocation, model, quantizer)
     entries = model.entries(allocation)

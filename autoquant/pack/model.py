@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from autoquant.backbones import BACKBONES, Backbone
+from autoquant.backbones.remove import resize_to
 from autoquant.core.errors import CheckpointError, ModelError
 from autoquant.core.run import atomic_write_bytes, disk_errors
 from autoquant.pack.checkpoint import PackedFile, read_packed
@@ -47,6 +48,7 @@ def put_modules(model: PreTrainedModel, packed: PackedFile, memory: str, folder:
     """Replace the layers of a plain model whose matrices are packed. Raises CheckpointError if the file is not this model's."""
     backbone = BACKBONES[model.config.model_type]
     shapes: dict[str, Sequence[int]] = {name: (matrix.rows, matrix.columns) for name, matrix in packed.matrices.items()}
+    resize_to(model, backbone, shapes)  # heads and FFN blocks that were removed
     matrices = backbone.matrices(model.config, shapes)
     quantised = [m.name.removesuffix(".weight") for m in matrices if m.kind in backbone.dynamic_activations]
     static = packed.settings.get("activations") == "static"

@@ -1,6 +1,6 @@
 """Which bits? One file a strategy, one protocol; the table drives the contract tests."""
 
-from autoquant.strategies.base import Problem, SearchResult, SearchStrategy
+from autoquant.strategies.base import Problem, SearchResult, SearchStrategy, Start
 from autoquant.strategies.dnas import Dnas
 from autoquant.strategies.fisher import Fisher
 from autoquant.strategies.random import Random
@@ -15,4 +15,4 @@ STRATEGIES: dict[str, SearchStrategy] = {
     "fisher": Fisher(),
 }
 
-__all__ = ["STRATEGIES", "Problem", "SearchResult", "SearchStrategy"]
+__all__ = ["STRATEGIES", "Problem", "SearchResult", "SearchStrategy", "Start"]

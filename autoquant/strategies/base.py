@@ -12,6 +12,7 @@ from torch import Tensor
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ChoiceTable, SizeBudget
 from autoquant.core.settings import DistillationSettings, SearchSettings
+from autoquant.strategies.sensitivity import Sensitivity
 from autoquant.supernet.build import Supernet
 from autoquant.training.distillation import TeacherOutputs
 from autoquant.training.loop import Context
@@ -21,14 +22,14 @@ from autoquant.training.loop import Context
 class Problem:
     """Everything a strategy may look at. The evaluation data is not here.
 
-    `sensitivity` [N, K]: expected loss increase of every choice of the table (`strategies.sensitivity`), smaller is better;
+    `sensitivity`: expected loss increase of every choice of the table and every removal;
     `make_supernet` builds a fresh supernet from the teacher's weights; `train` and `held_out` give the two parts of the training
     file with the teacher's outputs, `whole` both together; they are computed when first asked for.
     """
 
     table: ChoiceTable
     budget: SizeBudget
-    sensitivity: np.ndarray
+    sensitivity: Sensitivity
     make_supernet: Callable[[], Supernet]
     train: Callable[[], TeacherOutputs]
     held_out: Callable[[], TeacherOutputs]
@@ -43,18 +44,27 @@ class Problem:
 
 
 @dataclass(frozen=True, eq=False)
+class Start:
+    """Where a recovery can go on from: weights under the source model's names, and scales of every width by matrix."""
+
+    weights: dict[str, Tensor]
+    scales: dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
 class SearchResult:
     """An allocation within the budget, and why.
 
-    `values` [N, K] are what the knapsack maximised (None where there was none); `probability` [N] that of the chosen width,
-    for strategies that learn one; `weights` the searched weights and scales, for recoveries that continue from them;
+    `values` [N, K] and `removal` [U] are what was maximised (None where nothing was); `probability` that of the chosen width of
+    every sub-group of the allocation, for strategies that learn one; `searched` for recoveries that continue from the search;
     `derived_bytes` what the most probable choices weigh before anything makes them fit: how well the size term worked.
     """
 
     allocation: BitAllocation
     values: np.ndarray | None = None
+    removal: np.ndarray | None = None
     probability: np.ndarray | None = None
-    weights: dict[str, Tensor] | None = None
+    searched: Start | None = None
     derived_bytes: int | None = None
 
 

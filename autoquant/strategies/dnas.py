@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoquant.core.allocate import allocate
 from autoquant.core.cost import ChoiceTable
+from autoquant.core.derive import Derived, at_price, derive, fix_units, price, unit_contents, weigh
 from autoquant.core.repair import repair
 from autoquant.core.settings import DistillationSettings
-from autoquant.strategies.base import Problem, SearchResult
+from autoquant.strategies.base import Problem, SearchResult, Start
+from autoquant.strategies.sensitivity import Sensitivity
 from autoquant.strategies.unrolled import unrolled_gradient
-from autoquant.supernet.build import Supernet
+from autoquant.supernet.build import Supernet, unit_parameters
 from autoquant.supernet.controller import Controller
 from autoquant.supernet.size_terms import SIZE_TERMS
 from autoquant.training.batches import BatchOrder
@@ -28,39 +29,51 @@ from autoquant.training.loop import Stateful, run_steps
 RANGE_BITS = 12.0
 
 
-def price(sensitivity: np.ndarray, table: ChoiceTable, budget_bytes: int) -> float:
-    """The loss per byte at which the sensitivity-optimal allocation weighs `budget_bytes` (the Lagrangian's multiplier)."""
-    costs = np.where(table.allowed, table.bytes, np.inf)
-    low, high = 1e-30, 1e6
-    for _ in range(200):
-        middle = float(np.sqrt(low * high))
-        choice = (np.where(table.allowed, sensitivity, np.inf) + middle * costs).argmin(axis=1)
-        low, high = (middle, high) if table.total(choice) > budget_bytes else (low, middle)
-    return high
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """Where a search starts: log-probabilities of choices [N, K], and logits of keeping each unit [U]."""
+
+    choices: np.ndarray
+    units: np.ndarray
 
 
-def prior_logits(sensitivity: np.ndarray, table: ChoiceTable, budget_bytes: int, strength: float) -> np.ndarray:
-    """Log-probabilities [N, K] that start the search at the sensitivity knapsack's solution.
+def sensitivity_prior(sensitivity: Sensitivity, table: ChoiceTable, budget_bytes: int, strength: float) -> Prior:
+    """The sensitivity knapsack's solution as a distribution.
 
     A choice's cost in bits per weight is 8 (score / price + bytes) / parameters, and its logit minus `strength` times that:
-    weighted by parameters these are the knapsack's own Lagrangian, so deriving from them gives the `fisher` allocation.
+    weighted by parameters these are the knapsack's own Lagrangian, so deriving from them gives the `fisher` allocation. A
+    unit's logit is the same of its removal's score, less that of its contents' best choices.
     """
-    bits = 8 * (sensitivity / price(sensitivity, table, budget_bytes) + table.bytes) / table.parameters[:, None]
+    rate = price(-sensitivity.choices, table, budget_bytes, -sensitivity.removals)
+    bits = 8 * (sensitivity.choices / rate + table.bytes) / table.parameters[:, None]
     logits = np.where(table.allowed, -strength * bits, -np.inf)
     logits -= logits.max(axis=1, keepdims=True)
     logits = np.where(table.allowed, np.maximum(logits, -RANGE_BITS * strength), -np.inf)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return Prior(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)), _unit_logits(sensitivity, table, rate, strength))
 
 
-def start_from(supernet: Supernet, log_probabilities: np.ndarray) -> None:
-    """Set width and gate logits to given log-probabilities [N, K of the table]."""
-    logs = torch.from_numpy(log_probabilities).float()
+def _unit_logits(sensitivity: Sensitivity, table: ChoiceTable, rate: float, strength: float) -> np.ndarray:
+    if table.removable is None:
+        return np.zeros(0)
+    choice, _ = at_price(-sensitivity.choices, table, rate)
+    everyone = np.arange(len(table))
+    content = -sensitivity.choices[everyone, choice] - rate * table.bytes[everyone, choice]
+    worth = sensitivity.removals + unit_contents(table, content, choice, rate)
+    logits = strength * 8 * worth / rate / unit_parameters(table)
+    return np.clip(logits, -RANGE_BITS * strength, RANGE_BITS * strength)
+
+
+def start_from(supernet: Supernet, prior: Prior) -> None:
+    """Set width, gate and unit logits to a prior."""
+    logs = torch.from_numpy(prior.choices).float()
     with torch.no_grad():
         if supernet.has_zero:
             gate = logs[:, 1:].logsumexp(dim=1) - logs[:, 0] if supernet.gates else logs[:, 0]
             supernet.gate_logits.copy_(torch.where(supernet.prunable, gate, 0.0))
             logs = logs[:, 1:]
         supernet.width_logits.copy_(torch.where(torch.isfinite(logs), logs, 0.0))
+        if supernet.unit_logits is not None:
+            supernet.unit_logits.copy_(torch.from_numpy(prior.units).float())
 
 
 @dataclass(frozen=True)
@@ -71,20 +84,27 @@ class Dnas:
         settings = problem.search
         supernet = problem.make_supernet().to(problem.context.device)
         if settings.prior_strength:
-            prior = prior_logits(problem.sensitivity, problem.table, problem.budget.bytes, settings.prior_strength)
+            prior = sensitivity_prior(problem.sensitivity, problem.table, problem.budget.bytes, settings.prior_strength)
             start_from(supernet, prior)
         train_supernet(supernet, problem)
         values = supernet.values(nats_per_byte=8 * settings.prior_strength)
-        derived = supernet.most_probable()
+        removal = supernet.removal_values()
+        likely, gone = supernet.most_probable()
         if settings.derive == "knapsack":
-            choice = allocate(values, problem.table, problem.budget.bytes)
+            derived = derive(values, problem.table, problem.budget.bytes, removal)
         else:
-            choice = repair(values, problem.table, derived, problem.budget.bytes)
+            derived = _repaired(values, problem.table, likely, gone, problem.budget.bytes)
         with torch.no_grad():
-            probability = supernet.probabilities().cpu().numpy()[np.arange(len(choice)), choice]
-        weights = {name: tensor.detach().cpu() for name, tensor in supernet.model.state_dict().items()}
-        derived_bytes = problem.table.total(derived)
-        return SearchResult(problem.table.to_allocation(choice), values, probability, weights, derived_bytes)
+            probability = supernet.probabilities().cpu().numpy()[derived.origins, derived.choice]
+        searched = Start(supernet.latent_state(), supernet.learned_scales())
+        return SearchResult(derived.allocation, values, removal, probability, searched, round(weigh(problem.table, likely, gone)))
+
+
+def _repaired(values: np.ndarray, table: ChoiceTable, likely: np.ndarray, gone: np.ndarray, budget_bytes: int) -> Derived:
+    """AQ-BERT's derivation: the most probable choices and removals, then greedy repair of the choices."""
+    smaller, moved, origins, removed = fix_units(values, table, gone)
+    choice = repair(moved, smaller, likely[origins], budget_bytes)
+    return Derived(smaller.to_allocation(choice, removed), smaller, choice, origins)
 
 
 def train_supernet(supernet: Supernet, problem: Problem) -> None:
@@ -144,7 +164,7 @@ class Bilevel:
 
     def _step_bits(self, number: int, temperature: float) -> dict[str, float]:
         supernet, size = self.supernet, self.controller.size
-        expected, assigned = supernet.expected_bytes(), self.problem.table.total(supernet.most_probable())
+        expected, assigned = supernet.expected_bytes(), round(weigh(self.problem.table, *supernet.most_probable()))
         term = size.loss(expected, assigned, supernet.probabilities())
         loss, grads = self._bit_gradients(number, temperature, term)
         for parameter, grad in zip(self.architecture, grads, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autoquant.core.allocate import allocate
+from autoquant.core.derive import derive
 from autoquant.strategies.base import Problem, SearchResult
 
 
@@ -13,6 +13,6 @@ class Fisher:
     """Minimise the summed Fisher score within the budget."""
 
     def search(self, problem: Problem) -> SearchResult:
-        values = -problem.sensitivity
-        choice = allocate(values, problem.table, problem.budget.bytes)
-        return SearchResult(problem.table.to_allocation(choice), values)
+        values, removal = -problem.sensitivity.choices, -problem.sensitivity.removals
+        derived = derive(values, problem.table, problem.budget.bytes, removal)
+        return SearchResult(derived.allocation, values, removal)

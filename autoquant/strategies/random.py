@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoquant.core.allocate import allocate
+from autoquant.core.derive import derive
 from autoquant.strategies.base import Problem, SearchResult
 
 SPREAD = 1.5  # standard deviation of the log-importance, about that of measured sensitivities
@@ -24,5 +24,7 @@ class Random:
         importance = np.random.default_rng((problem.context.seed, 2)).lognormal(0.0, SPREAD, len(table))
         error = 0.25 ** np.asarray(table.widths, dtype=np.float64)
         values = -(importance * table.parameters)[:, None] * error
-        choice = allocate(values, table, problem.budget.bytes)
-        return SearchResult(table.to_allocation(choice), values)
+        removal = None
+        if table.removable is not None:  # what its rows lose at 0 bits
+            removal = -table.removable.structure.rows.T @ (importance * table.parameters)
+        return SearchResult(derive(values, table, problem.budget.bytes, removal).allocation, values, removal)

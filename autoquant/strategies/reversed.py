@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoquant.core.allocate import allocate
+from autoquant.core.cost import ChoiceTable
+from autoquant.core.derive import derive
 from autoquant.strategies.base import Problem, SearchResult
+from autoquant.supernet.build import unit_parameters
 
 
 def reverse(values: np.ndarray, allowed: np.ndarray, parameters: np.ndarray) -> np.ndarray:
@@ -28,6 +30,18 @@ def reverse(values: np.ndarray, allowed: np.ndarray, parameters: np.ndarray) -> 
     return mirrored * parameters[:, None]
 
 
+def reverse_removals(removal: np.ndarray, table: ChoiceTable) -> np.ndarray:
+    """The same for units, [U] -> [U]: among those of a kind the dearest to remove (per parameter) becomes the cheapest."""
+    assert table.removable is not None
+    parameters, units = unit_parameters(table), table.removable.structure.units
+    per_weight, mirrored = removal / parameters, removal.copy()
+    for kind in sorted({unit.kind for unit in units}):
+        members = np.array([number for number, unit in enumerate(units) if unit.kind == kind])
+        ranked = members[np.argsort(per_weight[members], kind="stable")]
+        mirrored[ranked] = per_weight[ranked[::-1]] * parameters[ranked]
+    return mirrored
+
+
 @dataclass(frozen=True)
 class Reversed:
     """Takes the search's values, reverses the preferences, and solves the same knapsack."""
@@ -36,5 +50,5 @@ class Reversed:
         learned = problem.learned()
         assert learned.values is not None
         values = reverse(learned.values, problem.table.allowed, problem.table.parameters)
-        choice = allocate(values, problem.table, problem.budget.bytes)
-        return SearchResult(problem.table.to_allocation(choice), values)
+        removal = None if learned.removal is None else reverse_removals(learned.removal, problem.table)
+        return SearchResult(derive(values, problem.table, problem.budget.bytes, removal).allocation, values, removal)

@@ -8,6 +8,7 @@ Labels are drawn from the teacher's own predictions, so the scores do not vanish
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autoquant.backbones import Backbone
+from autoquant.backbones.remove import constant_input
 from autoquant.core.cost import ChoiceTable
 from autoquant.core.progress import Progress
+from autoquant.core.structure import Unit
 from autoquant.core.subgroup import Partition
 from autoquant.quantizers import Quantizer
 from autoquant.training.batches import Encoded
@@ -45,8 +49,17 @@ def sampled_loss(logits: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels, reduction="sum")
 
 
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """Expected loss increase of every choice of a table, [N, K] float64, and of removing each of its units, [U]."""
+
+    choices: np.ndarray
+    removals: np.ndarray
+
+
 def fisher_scores(
     model: nn.Module,
+    backbone: Backbone,
     table: ChoiceTable,
     quantizer: Quantizer,
     scales: Mapping[str, Tensor],
@@ -54,14 +67,14 @@ def fisher_scores(
     token_counts: np.ndarray,
     seed: int,
     progress: Progress,
-) -> np.ndarray:
-    """Score of every choice of the table, [N, K] float64, per text of `data`; smaller is better.
+) -> Sensitivity:
+    """Scores of every choice and unit of the table, per text of `data`; smaller is better.
 
     Word-embedding rows that do not occur in `data` get the average gradient of those that do, weighted by how often they are
     expected: their count in the training text (`token_counts` [vocabulary]), Good-Turing's mass shared by the unseen.
     """
     device = next(model.parameters()).device
-    recorder = _Recorder(model, table, quantizer, scales, device)
+    recorder = _Recorder(model, backbone, table, quantizer, scales, device)
     torch.manual_seed(seed)
     batches = list(data.by_length(32))
     with progress.stage("Sensitivity", total=len(batches)) as bar:
@@ -74,16 +87,24 @@ def fisher_scores(
             bar.advance()
     model.zero_grad(set_to_none=True)
     recorder.remove()
-    return recorder.scores(token_counts) / len(data)
+    return Sensitivity(recorder.scores(token_counts) / len(data), recorder.removals.double().cpu().numpy() / len(data))
 
 
 class _Recorder:
     """Hooks that add up g^2 dY^2 per row of every linear layer, and g^2 per row and column of every embedding."""
 
     def __init__(
-        self, model: nn.Module, table: ChoiceTable, quantizer: Quantizer, scales: Mapping[str, Tensor], device: torch.device
+        self,
+        model: nn.Module,
+        backbone: Backbone,
+        table: ChoiceTable,
+        quantizer: Quantizer,
+        scales: Mapping[str, Tensor],
+        device: torch.device,
     ) -> None:
         self.table = table
+        units = table.removable.structure.units if table.removable else ()
+        self.removals = torch.zeros(len(units), device=device)
         self.rows: dict[str, Tensor] = {}
         self.errors: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
@@ -106,6 +127,11 @@ class _Recorder:
             else:
                 self.rows[name] = torch.zeros(len(table.widths), len(module.weight), device=device)
                 self.handles.append(module.register_forward_hook(self._linear_hook(name)))
+                inside = {number: unit for number, unit in enumerate(units) if unit.has_columns_in(partition.matrix)}
+                if inside:
+                    first = next(iter(inside.values()))
+                    constant = constant_input(model, backbone, first.layer, first.kind)
+                    self.handles.append(module.register_forward_hook(self._unit_hook(inside, constant)))
 
     def _linear_hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -115,6 +141,25 @@ class _Recorder:
                 squared = grad.detach().flatten(0, -2).square()
                 for k, error in enumerate(self.errors[name]):
                     self.rows[name][k] += (squared * (x @ error.T).square()).sum(0)
+
+            output.register_hook(collect)
+
+        return hook
+
+    def _unit_hook(
+        self, units: Mapping[int, Unit], constant: Tensor
+    ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        """Adds up g^2 dY^2 of removing units: each of their inputs becomes its constant."""
+
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            delta = inputs[0].detach().flatten(0, -2) - constant
+            weight = module.get_parameter("weight").detach()
+
+            def collect(grad: Tensor) -> None:
+                squared = grad.detach().flatten(0, -2).square()
+                for number, unit in units.items():
+                    at = slice(unit.start, unit.stop)
+                    self.removals[number] += (squared * (delta[:, at] @ weight[:, at].T).square()).sum()
 
             output.register_hook(collect)
 

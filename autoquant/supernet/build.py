@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,16 @@ from torch.nn import functional
 from autoquant.backbones import Backbone
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ChoiceTable
+from autoquant.core.structure import Unit
+from autoquant.core.subgroup import Matrix
 from autoquant.quantizers import Quantizer
 from autoquant.quantizers.activation import StaticRange, fake_quantize_dynamic, fake_quantize_static
 from autoquant.supernet.layers import MixedPrecisionEmbedding, MixedPrecisionLinear, MixedWeight
 from autoquant.supernet.relaxation import gumbel_gate, gumbel_softmax
 
 RANGE_NAME = "input_range"  # step and offset of a learned range, beside the weight in the packed file
+QUANTISER_PARAMETERS = (".mixed.log_scale", ".static.log_step", ".static.offset")
+START_LOGIT = 2.0  # of a gate without a prior: kept, but not for certain
 
 
 class QuantizedInputLinear(nn.Linear):
@@ -37,7 +41,9 @@ class Supernet(nn.Module):
 
     `table` is the flat view of all N sub-groups; `width_logits` [N, K] is over its non-zero widths (not allowed ones are
     masked), `gate_logits` [N] decides pruning alone (sub-groups without 0 in their widths have no gate). Without `gates` 0 bits
-    is one more choice of the softmax, as in AQ-BERT, and `gate_logits` are its logits.
+    is one more choice of the softmax, as in AQ-BERT, and `gate_logits` are its logits. Where the table has units that can be
+    removed as a whole, `unit_logits` [U] decide that: a unit's gate acts on its value or first FFN rows, which leaves of it the
+    constant that removal folds away, and on the bytes of all its rows and columns.
     `scales` maps matrix name -> initial scale [rows or groups, K]; `ranges` matrix name -> mean and minimum of the layer's
     input where activations get a learned static range instead of a dynamic one.
     """
@@ -45,6 +51,10 @@ class Supernet(nn.Module):
     width_mask: Tensor
     bytes: Tensor
     prunable: Tensor
+    unit_rows: Tensor
+    unit_columns: Tensor
+    scale_bytes: Tensor
+    unit_bytes: Tensor
 
     def __init__(
         self,
@@ -69,13 +79,26 @@ class Supernet(nn.Module):
         self.register_buffer("prunable", allowed[:, 0] if self.has_zero else torch.zeros(len(table)).bool(), persistent=False)
         self.register_buffer("bytes", torch.from_numpy(table.bytes).float(), persistent=False)
         self.width_logits = nn.Parameter(torch.zeros(len(table), len(self.widths)))
-        self.gate_logits = nn.Parameter(torch.full((len(table),), 2.0 if gates else 0.0))
+        self.gate_logits = nn.Parameter(torch.full((len(table),), START_LOGIT if gates else 0.0))
+        self._add_units(table)
         self._slices = table.slices()
         self._column: Tensor | None = None
         self._keep: Tensor | None = None
         for partition in table.partitions:
             per_row = partition.scale_or("row" if per_row_scale else "subgroup") == "row"
             self._replace(partition.matrix.name, partition, scales, backbone, per_row, ranges or {})
+
+    def _add_units(self, table: ChoiceTable) -> None:
+        self.unit_logits: nn.Parameter | None = None
+        if table.removable is None:
+            return
+        structure = table.removable.structure
+        self.unit_logits = nn.Parameter(torch.full((len(structure.units),), START_LOGIT))
+        buffers = {"unit_rows": structure.rows, "unit_columns": structure.columns}
+        buffers |= {"scale_bytes": table.removable.scale_bytes, "unit_bytes": table.removable.unit_bytes}
+        for name, array in buffers.items():
+            self.register_buffer(name, torch.from_numpy(array).float(), persistent=False)
+        self._gated_rows = {p.matrix.name: _unit_of_row(p.matrix, structure.units) for p in table.partitions}
 
     def _replace(
         self,
@@ -106,7 +129,8 @@ class Supernet(nn.Module):
     # Parameters ---------------------------------------------------------------------------------------------------
 
     def architecture_parameters(self) -> list[nn.Parameter]:
-        return [self.width_logits, self.gate_logits]
+        logits = [self.width_logits, self.gate_logits]
+        return logits if self.unit_logits is None else [*logits, self.unit_logits]
 
     def scale_parameters(self) -> list[nn.Parameter]:
         """Scales of weights, steps and offsets of activations."""
@@ -149,13 +173,29 @@ class Supernet(nn.Module):
         return torch.cat([functional.logsigmoid(-gates), kept], dim=1) if self.has_zero else kept
 
     def expected_bytes(self) -> Tensor:
-        """Bytes under the choice probabilities; at one-hot probabilities exactly the bytes of that allocation."""
-        return (self.probabilities() * self.bytes).sum() + self.table.fixed
+        """Bytes under the choice probabilities; at one-hot probabilities exactly the bytes of that allocation.
 
-    def most_probable(self) -> np.ndarray:
-        """Column of the table with the largest probability, per sub-group: [N] int64. Its bytes may exceed any budget."""
+        (With units removed the header is a few bytes shorter than this says.)
+        """
+        shares = self.probabilities()
+        if self.unit_logits is None:
+            return (shares * self.bytes).sum() + self.table.fixed
+        gone = torch.sigmoid(-self.unit_logits)
+        scales = (shares * self.scale_bytes).sum(dim=1)
+        codes = (shares * self.bytes).sum(dim=1) - scales
+        kept = (codes * (1 - self.unit_columns @ gone) + scales) * (1 - self.unit_rows @ gone)
+        return kept.sum() + self.table.fixed - self.unit_bytes @ gone
+
+    def most_probable(self) -> tuple[np.ndarray, np.ndarray]:
+        """Column of the table with the largest probability per sub-group, [N] int64, and units more likely removed than not,
+        [U] bool. Their bytes may exceed any budget.
+        """
         with torch.no_grad():
-            return self.probabilities().argmax(dim=1).cpu().numpy()
+            choice = self.probabilities().argmax(dim=1).cpu().numpy()
+        removal = self.removal_values()
+        if removal is None or self.table.removable is None:
+            return choice, np.zeros(0, dtype=bool)
+        return choice, self.table.removable.structure.spare_one(removal > 0, removal)
 
     def use_mixture(self, temperature: float, hard: bool) -> None:
         """Sample a relaxed choice, differentiable in the logits, for the next forward passes."""
@@ -164,8 +204,9 @@ class Supernet(nn.Module):
             share = width * gumbel_gate(self._masked_gates(), temperature, hard)[:, None]
         else:
             share = gumbel_softmax(self._masked_choices(), temperature, hard)[:, 1:]
+        row_keep = self._sample_units(temperature, hard)
         for name, mixed in self.mixed_weights():
-            mixed.use_mixture(share[self._slices[name]])
+            mixed.use_mixture(share[self._slices[name]], row_keep.get(name))
 
     def use_sample(self) -> None:
         """Sample one width per sub-group, no gradient to the logits: every weight is quantised once.
@@ -179,18 +220,25 @@ class Supernet(nn.Module):
             else:
                 width = gumbel_softmax(self._masked_choices(), temperature=1.0, hard=True)[:, 1:]
                 keep = (width.amax(dim=1) > 0.5).float()
-            self._use(width.argmax(dim=1), keep)
+            self._use(width.argmax(dim=1), keep, self._sample_units(temperature=1.0, hard=True))
+
+    def _sample_units(self, temperature: float, hard: bool) -> dict[str, Tensor]:
+        """Sampled gates of whole units by row, [rows] for every matrix that they act on."""
+        if self.unit_logits is None:
+            return {}
+        gates = gumbel_gate(self.unit_logits, temperature, hard)
+        return {name: gates[unit.to(gates.device)] for name, unit in self._gated_rows.items() if unit is not None}
 
     def freeze(self, allocation: BitAllocation) -> None:
-        """Use this allocation from now on."""
+        """Use this allocation from now on. Units it removes are gone from this supernet's model already."""
         bits = torch.tensor([b for name in self._slices for b in allocation.bits[name]])
         column = torch.stack([bits == w for w in self.widths], dim=1).int().argmax(dim=1)
         self._use(column.to(self.width_logits.device), (bits > 0).float().to(self.width_logits.device))
 
-    def _use(self, column: Tensor, keep: Tensor) -> None:
+    def _use(self, column: Tensor, keep: Tensor, row_keep: Mapping[str, Tensor] | None = None) -> None:
         self._column, self._keep = column, keep
         for name, mixed in self.mixed_weights():
-            mixed.use_choice(column[self._slices[name]], keep[self._slices[name]])
+            mixed.use_choice(column[self._slices[name]], keep[self._slices[name]], (row_keep or {}).get(name))
 
     def values(self, nats_per_byte: float) -> np.ndarray:
         """The knapsack's values, [N, widths of the table]: log-probabilities weighted by the parameters they decide over.
@@ -202,6 +250,13 @@ class Supernet(nn.Module):
             logs = self.log_probabilities().cpu().numpy()
         return logs * self.table.parameters[:, None] + nats_per_byte * self.table.bytes
 
+    def removal_values(self) -> np.ndarray | None:
+        """What removing each unit is worth, [U], in the measure of `values`: its log-odds weighted by its parameters."""
+        if self.unit_logits is None or self.table.removable is None:
+            return None
+        log_odds = -self.unit_logits.detach().double().cpu().numpy()
+        return log_odds * unit_parameters(self.table)
+
     # Running ------------------------------------------------------------------------------------------------------
 
     def forward(self, **batch: Any) -> Any:
@@ -211,13 +266,20 @@ class Supernet(nn.Module):
         """Latent state dict under the original names, and the float16 scales of the frozen choice, for the packer."""
         assert self._column is not None
         scales = {n: m.chosen_scale(self._column[self._slices[n]]).cpu() for n, m in self.mixed_weights()}
-        state = {}
-        for name, tensor in self.model.state_dict().items():
-            if not name.endswith((".mixed.log_scale", ".static.log_step", ".static.offset")):
-                state[name.replace(".mixed.weight", ".weight")] = tensor.detach().cpu()
+        state = self.latent_state()
         state |= {name: mixed.stored_weight().cpu() for name, mixed in self.mixed_weights()}
         state |= {f"{path}.{RANGE_NAME}": static.stored().cpu() for path, static in self._ranges()}
         return state, scales
+
+    def latent_state(self) -> dict[str, Tensor]:
+        """The unquantised weights under the source model's names, on the CPU."""
+        state = self.model.state_dict()
+        latent = {name: tensor for name, tensor in state.items() if not name.endswith(QUANTISER_PARAMETERS)}
+        return {name.replace(".mixed.weight", ".weight"): tensor.detach().cpu() for name, tensor in latent.items()}
+
+    def learned_scales(self) -> dict[str, Tensor]:
+        """Matrix name -> scales of every width, [rows or groups, K], on the CPU: a later supernet can start from them."""
+        return {name: mixed.log_scale.detach().exp().cpu() for name, mixed in self.mixed_weights()}
 
     def _ranges(self) -> Iterator[tuple[str, StaticRange]]:
         """Path of every linear layer whose input has a learned range, and the range."""
@@ -251,6 +313,22 @@ class Supernet(nn.Module):
                     step, offset = ranges[path].to(plain.weight.device)
                     plain.quantise = partial(fake_quantize_static, step=step, offset=offset, bits=module.activation_bits)
         return into.eval()
+
+
+def unit_parameters(table: ChoiceTable) -> np.ndarray:
+    """Weights that go with each unit, [U]."""
+    assert table.removable is not None
+    structure = table.removable.structure
+    return (structure.rows + structure.columns).T @ table.parameters
+
+
+def _unit_of_row(matrix: Matrix, units: Sequence[Unit]) -> Tensor | None:
+    """The unit whose gate acts on each row, [rows] int64; None for a matrix without gates."""
+    index = torch.full((matrix.rows,), -1)
+    for number, unit in enumerate(units):
+        if unit.is_gated_by(matrix):
+            index[unit.start : unit.stop] = number
+    return index if bool((index >= 0).all()) else None
 
 
 def quantised_values(weight: Tensor, scale: Tensor, bits: Tensor, mixed: MixedWeight) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from autoquant.core.cost import ChoiceTable
+from autoquant.core.structure import Unit, kept_rows
+from autoquant.core.subgroup import Partition
 from autoquant.quantizers import Quantizer
 from autoquant.training.batches import Encoded
 
@@ -88,3 +90,15 @@ def initial_scales(
             scale = (total / torch.tensor(partition.sizes, device=scale.device)[:, None]).half().float()
         result[name] = scale.cpu()
     return result
+
+
+def kept_scales(scales: Tensor, partition: Partition, pruned: Partition, removed: Sequence[Unit]) -> Tensor:
+    """Scales of a matrix, [rows or groups, K], for the smaller one without `removed`; that of a sub-group is its rows' mean."""
+    if pruned is partition:
+        return scales
+    kept = torch.from_numpy(kept_rows(partition.matrix, removed))
+    if len(scales) == partition.matrix.rows:
+        return scales[kept]
+    per_row = scales[torch.from_numpy(partition.group_of_row)[kept]]
+    total = torch.zeros(pruned.groups, scales.shape[1]).index_add_(0, torch.from_numpy(pruned.group_of_row), per_row)
+    return (total / torch.tensor(pruned.sizes)[:, None]).half().float()

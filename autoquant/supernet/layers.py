@@ -53,15 +53,18 @@ class MixedWeight(nn.Module):
         self._ternary_rows: Tensor | None = None
         self._share: Tensor | None = None
         self._column: Tensor | None = None
+        self._row_keep: Tensor | None = None
 
-    def use_mixture(self, share: Tensor) -> None:
-        """Mix all widths: `share` [groups, K], gates already multiplied in."""
-        self._share, self._column, self._ternary_rows = share, None, None
+    def use_mixture(self, share: Tensor, row_keep: Tensor | None = None) -> None:
+        """Mix all widths: `share` [groups, K], gates already multiplied in; `row_keep` [rows] those of whole units."""
+        self._share, self._column, self._ternary_rows, self._row_keep = share, None, None, row_keep
 
-    def use_choice(self, column: Tensor, keep: Tensor) -> None:
+    def use_choice(self, column: Tensor, keep: Tensor, row_keep: Tensor | None = None) -> None:
         """One width per sub-group: `column` [groups] int64 index into `widths`, `keep` [groups] 1.0, or 0.0 where pruned."""
-        self._share, self._column = keep[:, None], column
+        self._share, self._column, self._row_keep = keep[:, None], column, row_keep
         ternary = (self._is_ternary[column] & (keep > 0))[self.group_of_row]
+        if row_keep is not None:
+            ternary = ternary & (row_keep > 0)
         self._ternary_rows = ternary if bool(ternary.any()) else None
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
@@ -79,7 +82,10 @@ class MixedWeight(nn.Module):
         else:
             column = self._column[group][:, None]
             log_scale, limit, offset = log_scale.gather(1, column), self.limit[column], self.offset[column]
-        mixed = mix(self.weight[at], log_scale.exp(), limit, offset, self._share[group])
+        share = self._share[group]
+        if self._row_keep is not None:
+            share = share * self._row_keep[at, None]
+        mixed = mix(self.weight[at], log_scale.exp(), limit, offset, share)
         if self._ternary_rows is None:
             return mixed
         return torch.where(self._ternary_rows[at][:, None], self._ternarised(at), mixed)

@@ -49,7 +49,7 @@ def test_chance_varies_with_the_seed(name: str, make_problem: MakeProblem) -> No
 
 def test_random_does_not_know_the_sensitivities(make_problem: MakeProblem) -> None:
     problem = make_problem()
-    worth = problem.sensitivity[:, 1] / problem.table.parameters
+    worth = problem.sensitivity.choices[:, 1] / problem.table.parameters
     widths = np.mean([np.asarray(problem.table.widths)[choice("random", make_problem(seed=seed))] for seed in range(30)], axis=0)
     free = problem.table.allowed.all(axis=1)
     assert abs(spearmanr(widths[free], worth[free])[0]) < 0.35
@@ -60,7 +60,7 @@ def test_random_does_not_know_the_sensitivities(make_problem: MakeProblem) -> No
 def test_fisher_minimises_the_summed_sensitivity(make_problem: MakeProblem) -> None:
     problem = make_problem()
     everyone = np.arange(len(problem.table))
-    lost = {name: problem.sensitivity[everyone, choice(name, problem)].sum() for name in ("fisher", "uniform", "random")}
+    lost = {name: problem.sensitivity.choices[everyone, choice(name, problem)].sum() for name in ("fisher", "uniform", "random")}
     assert lost["fisher"] < 0.5 * min(lost["uniform"], lost["random"])
 
 
@@ -95,7 +95,7 @@ def test_reversed_gives_fewest_bits_where_the_search_wants_most(make_problem: Ma
 
 def test_reversed_solves_the_reversed_values_it_reports(make_problem: MakeProblem) -> None:
     problem = make_problem()
-    learned = SearchResult(STRATEGIES["fisher"].search(problem).allocation, -problem.sensitivity)
+    learned = SearchResult(STRATEGIES["fisher"].search(problem).allocation, -problem.sensitivity.choices)
     result = STRATEGIES["reversed"].search(dataclasses.replace(problem, learned=lambda: learned))
     assert result.values is not None
     found = allocate(result.values, problem.table, problem.budget.bytes)

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import BertForSequenceClassification
 
+from autoquant.backbones.bert import BERT
 from autoquant.core.cost import ByteModel, ChoiceTable, choice_table
 from autoquant.core.progress import SilentProgress
 from autoquant.core.subgroup import Matrix, Partition
@@ -62,7 +64,7 @@ def problem() -> tuple[Tiny, ChoiceTable, dict[str, Tensor], Encoded]:
 
 def scores(problem: tuple[Tiny, ChoiceTable, dict[str, Tensor], Encoded], counts: np.ndarray, seed: int = 7) -> np.ndarray:
     model, table, scales, data = problem
-    return fisher_scores(model, table, QUANTIZER, scales, data, counts, seed, SilentProgress())
+    return fisher_scores(model, BERT, table, QUANTIZER, scales, data, counts, seed, SilentProgress()).choices
 
 
 def drawn_labels(model: Tiny, data: Encoded, seed: int) -> list[dict[int, int]]:
@@ -162,7 +164,7 @@ def test_a_scale_per_group_is_that_scale_in_each_of_its_rows(problem: Any) -> No
 
 def test_more_bits_are_never_worse_on_a_real_model(make_problem: Callable[..., Any]) -> None:
     problem = make_problem()
-    table, scored = problem.table, problem.sensitivity
+    table, scored = problem.table, problem.sensitivity.choices
     assert np.isfinite(scored).all()
     assert (scored >= 0).all()
     columns = [table.widths.index(width) for width in (1, 2, 4, 8)]
@@ -202,3 +204,32 @@ def test_good_turing_is_a_distribution(counts: np.ndarray) -> None:
     probability = good_turing(counts)
     assert probability.sum() == pytest.approx(1.0)
     assert (probability >= 0).all()
+
+
+def test_scores_of_units_are_the_squared_change_of_the_next_matrix(make_structured: Callable[..., Any]) -> None:
+    """One batch, written out: a head's inputs to the output matrix become its value bias, a block's the activated FFN bias."""
+    problem = make_structured(0.2)
+    model, units = problem.make_supernet().model, problem.table.removable.structure.units
+    plain = BertForSequenceClassification(model.config).eval()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.copy_(0.3 * torch.randn_like(parameter))
+    data = problem.train().data.select(np.arange(8))
+    scales = {p.matrix.name: torch.ones(p.matrix.rows, 5) for p in problem.table.partitions}
+    counts = np.ones(200, dtype=np.int64)
+    found = fisher_scores(plain, BERT, problem.table, QUANTIZER, scales, data, counts, 7, SilentProgress()).removals
+    (order,) = data.by_length(32)
+    batch, seen = data.collate(order), {}
+    batch.pop("labels")
+    layer = plain.bert.encoder.layer[1]
+    for kind, module in (("head", layer.attention.output.dense), ("ffn", layer.output.dense)):
+        module.register_forward_hook(lambda m, x, y, kind=kind: seen.update({kind: (m, x[0].detach(), y)}) or y.retain_grad())
+    torch.manual_seed(7)
+    sampled_loss(plain(**batch).logits).backward()
+    constants = {"head": layer.attention.self.value.bias, "ffn": functional.gelu(layer.intermediate.dense.bias)}
+    for unit, score in zip(units, found, strict=True):
+        if unit.layer == 1:
+            module, x, y = seen[unit.kind]
+            change = (x - constants[unit.kind])[..., unit.start : unit.stop] @ module.weight[:, unit.start : unit.stop].T
+            assert score * 8 == pytest.approx((y.grad.square() * change.square()).sum().item(), rel=1e-4)

@@ -78,12 +78,18 @@ def lively_classifier(tiny_classifier: BertForSequenceClassification) -> BertFor
 def make_bench(
     lively_classifier: BertForSequenceClassification, tiny_classifier_dir: Path, tiny_data: Path
 ) -> Iterator[Callable[..., Bench]]:
-    """`make_bench(scale, activation_bits, quantizer, activations)`."""
+    """`make_bench(scale, activation_bits, quantizer, activations, space)`."""
     data = load_glue("sst2", tiny_data)
 
     @lru_cache
-    def make(scale: str = "row", activation_bits: Any = 32, quantizer: str = "midrise", activations: Any = "dynamic") -> Bench:
-        space = load_space("default")
+    def make(
+        scale: str = "row",
+        activation_bits: Any = 32,
+        quantizer: str = "midrise",
+        activations: Any = "dynamic",
+        space_name: str = "default",
+    ) -> Bench:
+        space = load_space(space_name)
         rules = {**space.rules, "word_embedding": dataclasses.replace(space.rules["word_embedding"], scale="row")}
         space = dataclasses.replace(space, scale=scale, rules=rules if quantizer == "lsq" else space.rules)
         recipe = Recipe(activation_bits=activation_bits, quantizer=quantizer, activations=activations)
