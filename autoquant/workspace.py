@@ -219,7 +219,12 @@ def estimate_stages(blueprint: Blueprint, strategy: str, controls: Sequence[str]
     teacher = recipe.teacher.epochs * rows * (1 - recipe.search.held_out) * 3.6 * forward
     stages = [("Teacher", teacher), ("Sensitivity", 25.0), ("Teacher outputs", rows * forward)]
     stages += [("Search", 2.0 * step * recipe.search.steps)]
-    return stages + [(f"Recover {method}", step * recipe.recovery.steps) for method in (strategy, *controls)]
+    recovery = recipe.recovery
+    for method in (strategy, *controls):
+        stages.append((f"Recover {method}", step * recovery.steps))
+        if recovery.mrem_steps:  # a step runs the layers before its module forwards, and its own module both ways
+            stages.append(("Reconstruct", 0.6 * step * recovery.mrem_steps * recovery.mrem_modules))
+    return stages
 
 
 class Workspace:

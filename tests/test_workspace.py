@@ -125,7 +125,7 @@ def test_a_machine_that_cannot_be_is_refused(machine: Machine) -> None:
 def test_every_stage_is_estimated(tiny_classifier_dir: Path, data: TaskData) -> None:
     blueprint = Blueprint.draw(str(tiny_classifier_dir), data, RECIPE, 32, trim_positions=False)
     stages = estimate_stages(blueprint, "dnas", ["uniform"])
-    assert [name for name, _ in stages][-2:] == ["Recover dnas", "Recover uniform"]
+    assert [name for name, _ in stages][-4:] == ["Recover dnas", "Reconstruct", "Recover uniform", "Reconstruct"]
     assert all(seconds > 0 for _, seconds in stages)
 
 
