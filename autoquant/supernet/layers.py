@@ -13,6 +13,7 @@ from autoquant.quantizers import Quantizer
 from autoquant.quantizers.activation import StaticRange, fake_quantize_dynamic
 from autoquant.quantizers.ternary import ternarise, ternary_parameters
 from autoquant.supernet.mixing import mix
+from autoquant.supernet.ranged import RangedWeight
 
 
 class MixedWeight(nn.Module):
@@ -107,6 +108,10 @@ class MixedWeight(nn.Module):
             return weight
         return torch.where(self._ternary_rows[:, None], self._ternarised(None).detach(), weight)
 
+    def scales(self) -> Tensor:
+        """The learned scales of every width, [rows or groups, K]."""
+        return self.log_scale.detach().exp()
+
     def chosen_scale(self, column: Tensor) -> Tensor:
         """Scales of one width per sub-group as float16 stores them: [rows or groups] float32."""
         at = column[self.group_of_row] if self.per_row else column
@@ -145,6 +150,9 @@ def _scale_gradient(value: Tensor, factor: Tensor) -> Tensor:
     return scaled
 
 
+AnyMixedWeight = MixedWeight | RangedWeight
+
+
 class MixedPrecisionLinear(nn.Module):
     """`nn.Linear` with a mixed weight.
 
@@ -152,7 +160,9 @@ class MixedPrecisionLinear(nn.Module):
     `activation_bits` is 8. `drop` is QDrop's probability (Wei et al. 2022) that an element of it stays as it is.
     """
 
-    def __init__(self, source: nn.Linear, weight: MixedWeight, activation_bits: int, static: StaticRange | None = None) -> None:
+    def __init__(
+        self, source: nn.Linear, weight: AnyMixedWeight, activation_bits: int, static: StaticRange | None = None
+    ) -> None:
         super().__init__()
         self.mixed, self.bias, self.activation_bits, self.static = weight, source.bias, activation_bits, static
         self.in_features, self.out_features = source.in_features, source.out_features
@@ -171,7 +181,7 @@ class MixedPrecisionLinear(nn.Module):
 class MixedPrecisionEmbedding(nn.Module):
     """`nn.Embedding` with a mixed weight; only the rows that occur in the batch are quantised."""
 
-    def __init__(self, source: nn.Embedding, weight: MixedWeight) -> None:
+    def __init__(self, source: nn.Embedding, weight: AnyMixedWeight) -> None:
         super().__init__()
         self.mixed = weight
         self.num_embeddings, self.embedding_dim = source.num_embeddings, source.embedding_dim
