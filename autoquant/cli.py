@@ -1,4 +1,4 @@
-"""What can a person ask for? plan, finetune, search, apply, evaluate, report: typed dataclasses, one a command."""
+"""What can a person ask for? plan, finetune, search, apply, evaluate, report, export: typed dataclasses, one a command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import tyro
 
@@ -287,11 +287,19 @@ class Evaluate:
     folder: Annotated[Path, tyro.conf.Positional]
     """A packed folder, such as the model/ of a run."""
     data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
+    format: Literal["safetensors", "onnx"] = "safetensors"
+    """Which of its files: the packed one, or the one that export wrote."""
 
     def run(self, progress: Progress) -> None:
-        from autoquant.pipeline import evaluate_folder
+        if self.format == "onnx":
+            from autoquant.deploy import evaluate_exported
 
-        progress.say(json.dumps(evaluate_folder(self.folder, self.data.load()), sort_keys=True))
+            metrics = evaluate_exported(self.folder, "onnx-int8", self.data.load())  # a file of either tail
+        else:
+            from autoquant.pipeline import evaluate_folder
+
+            metrics = evaluate_folder(self.folder, self.data.load())
+        progress.say(json.dumps(metrics, sort_keys=True))
 
 
 @dataclass(frozen=True)
@@ -310,7 +318,42 @@ class Report:
         progress.say(f"Wrote {write_report(self.folder)}")
 
 
-Command = Plan | Finetune | Search | Apply | Evaluate | Report
+@dataclass(frozen=True)
+class Export:
+    """Write model/model.onnx, one file of the packed size that ONNX Runtime unpacks once and runs, and measure it.
+
+    Example: autoquant export runs/demo --format onnx
+    """
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """A finished run."""
+    format: Literal["onnx"] = "onnx"
+    """What to write."""
+    tail: Literal["int8", "fp32"] = "int8"
+    """int8: activations of 8 bits at run time, fastest; fp32: exact."""
+    data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
+
+    def run(self, progress: Progress) -> None:
+        from autoquant.deploy import export_run
+
+        export_run(self.run_dir, f"{self.format}-{self.tail}", _data_of_run(self.run_dir, self.data), progress)
+
+
+Command = Plan | Finetune | Search | Apply | Evaluate | Report | Export
+
+
+def _data_of_run(run_dir: Path, options: DataOptions) -> TaskData | None:
+    """The data of a finished run: as given, or the task that it names; None for files that are not given again."""
+    import dataclasses
+
+    from autoquant.deploy import finished_run, read_metrics
+
+    task = read_metrics(finished_run(run_dir))["task"]
+    if options.task is None and options.train_file is None:
+        if task == "files":
+            return None
+        options = dataclasses.replace(options, task=task if task in get_args(Glue) else None)
+    return options.load()
 
 
 def _machine(options: MachineOptions) -> Machine:
@@ -342,6 +385,7 @@ def parse(arguments: Sequence[str]) -> Command:
         "apply": Annotated[Apply, tyro.conf.subcommand("apply")],
         "evaluate": Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
         "report": Annotated[Report, tyro.conf.subcommand("report")],
+        "export": Annotated[Export, tyro.conf.subcommand("export")],
     }
     union = functools.reduce(operator.or_, commands.values())
     description = f"Mixed-precision search for BERT-family models under a size budget. Presets: {', '.join(available_presets())}."

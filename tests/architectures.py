@@ -48,11 +48,13 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
 }
 
 
-def tiny(model_type: str) -> torch.nn.Module:
+def tiny(model_type: str, outputs: int = 2) -> torch.nn.Module:
     """The classifier, in eval mode."""
+    config = CONFIGS[model_type]()
+    config.num_labels = outputs
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoModelForSequenceClassification.from_config(CONFIGS[model_type]()).eval()
+        return AutoModelForSequenceClassification.from_config(config).eval()
 
 
 def save_tiny(model_type: str, folder: Path) -> Path:

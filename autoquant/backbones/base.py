@@ -22,10 +22,16 @@ class Backbone:
     layer_modules: dict[str, str]
     outer_modules: dict[str, str]
     embedding_modules: dict[str, str]
+    embedding_norm: str
+    """Module path of the normalisation after the embeddings."""
+    layer_norms: dict[str, str]
+    """`attention_norm` and `ffn_norm`: module paths within a layer of the normalisation after each half."""
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
     """What the model takes of a tokenizer's output."""
     positions_after_padding: bool = False
     """Whether positions count from the padding token's id + 1 on, so that the rows before the first are never a token's."""
+    pooler_activation: str = "tanh"
+    """What follows the pooler."""
     dynamic_activations: tuple[str, ...] = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out", "pooler")
     """Kinds whose inputs a fast runtime quantises to 8 bits."""
 

@@ -18,5 +18,7 @@ BERT = Backbone(
         "position_embedding": "bert.embeddings.position_embeddings",
         "type_embedding": "bert.embeddings.token_type_embeddings",
     },
+    embedding_norm="bert.embeddings.LayerNorm",
+    layer_norms={"attention_norm": "attention.output.LayerNorm", "ffn_norm": "output.LayerNorm"},
     inputs=("input_ids", "token_type_ids", "attention_mask"),
 )

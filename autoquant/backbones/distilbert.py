@@ -17,4 +17,7 @@ DISTILBERT = Backbone(
         "word_embedding": "distilbert.embeddings.word_embeddings",
         "position_embedding": "distilbert.embeddings.position_embeddings",
     },
+    embedding_norm="distilbert.embeddings.LayerNorm",
+    layer_norms={"attention_norm": "sa_layer_norm", "ffn_norm": "output_layer_norm"},
+    pooler_activation="relu",
 )

@@ -18,5 +18,7 @@ ROBERTA = Backbone(
         "position_embedding": "roberta.embeddings.position_embeddings",
         "type_embedding": "roberta.embeddings.token_type_embeddings",
     },
+    embedding_norm="roberta.embeddings.LayerNorm",
+    layer_norms={"attention_norm": "attention.output.LayerNorm", "ffn_norm": "output.LayerNorm"},
     positions_after_padding=True,
 )

@@ -1,1 +1,8 @@
-"""What leaves a run besides the packed file?"""
+"""What leaves a run besides the packed file? One file or folder a format; the table drives the contract tests."""
+
+from autoquant.export.base import Exporter
+from autoquant.export.onnx.exporter import OnnxExporter
+
+EXPORTERS: dict[str, Exporter] = {"onnx-int8": OnnxExporter("int8"), "onnx-fp32": OnnxExporter("fp32")}
+
+__all__ = ["EXPORTERS", "Exporter"]

@@ -70,6 +70,21 @@ def put_tensors(model: PreTrainedModel, packed: PackedFile) -> None:
     vars(model)["save_pretrained"] = partial(save_packed, model)  # push_to_hub calls it too
 
 
+def set_activation_bits(model: PreTrainedModel, bits: int) -> None:
+    """Simulate dynamic activations of 8 bits, or none (32), in a packed model, whatever it was made for; in place.
+
+    Learned ranges stay as they are.
+    """
+    packed: PackedFile = vars(model)["packed_file"]
+    if packed.settings.get("activations") == "static":
+        return
+    backbone = BACKBONES[model.config.model_type]
+    shapes: dict[str, Sequence[int]] = {name: (matrix.rows, matrix.columns) for name, matrix in packed.matrices.items()}
+    for matrix in backbone.matrices(model.config, shapes):
+        if matrix.kind in backbone.dynamic_activations:
+            cast("PackedLinear", model.get_submodule(matrix.name.removesuffix(".weight"))).activation_bits = bits
+
+
 def save_packed(model: PreTrainedModel, save_directory: str | Path, push_to_hub: bool = False, **options: Any) -> None:
     """`save_pretrained` of a packed model: its config.json, and the file it came from to the byte, whatever its dtype now is.
 

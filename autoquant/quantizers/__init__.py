@@ -3,8 +3,7 @@
 from autoquant.quantizers.base import Quantizer
 from autoquant.quantizers.lsq import Lsq
 from autoquant.quantizers.midrise import Midrise
-from autoquant.quantizers.minmax import MinMax
 
-QUANTIZERS: dict[str, Quantizer] = {"midrise": Midrise(), "lsq": Lsq(), "minmax": MinMax()}
+QUANTIZERS: dict[str, Quantizer] = {"midrise": Midrise(), "lsq": Lsq()}
 
-__all__ = ["QUANTIZERS", "Lsq", "Midrise", "MinMax", "Quantizer"]
+__all__ = ["QUANTIZERS", "Lsq", "Midrise", "Quantizer"]

@@ -4,8 +4,7 @@ import torch
 from autoquant.quantizers import QUANTIZERS, Quantizer
 from autoquant.quantizers.clipping import GAUSSIAN_STEP, SMALLEST_SCALE, search_scale
 
-SYMMETRIC = {name: quantizer for name, quantizer in QUANTIZERS.items() if not quantizer.asymmetric}
-every_quantizer = pytest.mark.parametrize("quantizer", SYMMETRIC.values(), ids=SYMMETRIC)
+every_quantizer = pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
 every_width = pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 
 

@@ -1,0 +1,94 @@
+"""Exporting a finished run and measuring what was written, as a person types it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from autoquant import cli
+from autoquant.core.run import file_sha256
+from autoquant.deploy import export_run
+from runs import Reference, metrics_of, reference
+
+__all__ = ["reference"]
+
+
+@pytest.fixture
+def run_dir(reference: Reference, tmp_path: Path) -> Path:
+    """A finished run to write into."""
+    return shutil.copytree(reference.run_dir, tmp_path / "run")
+
+
+def data_of(reference: Reference) -> list[str]:
+    return ["--data-dir", str(reference.data), "--task", "sst2"]
+
+
+def test_export_measures_the_file_it_wrote(reference: Reference, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["export", str(run_dir), *data_of(reference)])
+    path, metrics = run_dir / "model" / "model.onnx", metrics_of(run_dir)
+    entry = metrics["deployed"]["onnx-int8"]
+    assert (entry["bytes"], entry["sha256"]) == (path.stat().st_size, file_sha256(path))
+    assert {name: value for name, value in metrics.items() if name != "deployed"} == reference.metrics
+    assert f"accuracy of the file {entry['metrics']['accuracy']:.4f}" in capsys.readouterr().out
+    cli.main(["evaluate", str(run_dir / "model"), "--format", "onnx", *data_of(reference)])
+    assert json.loads(capsys.readouterr().out) == entry["metrics"]
+
+
+def test_both_tails_are_recorded(reference: Reference, run_dir: Path) -> None:
+    cli.main(["export", str(run_dir), "--tail", "fp32", *data_of(reference)])
+    cli.main(["export", str(run_dir), *data_of(reference)])
+    exact, fast = (metrics_of(run_dir)["deployed"][f"onnx-{tail}"] for tail in ("fp32", "int8"))
+    assert exact["logit_difference"]["max"] < 1e-4
+    assert fast["logit_difference"]["mean"] < 0.02
+    assert fast["simulated_metrics"] == reference.metrics["all_metrics"]["dnas"]
+    assert fast["metrics"]["accuracy"] >= fast["simulated_metrics"]["accuracy"] - 1 / 80  # of 80 rows one may be a tie
+
+
+def test_the_task_is_that_of_the_run(reference: Reference, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOQUANT_GLUE", str(reference.data))
+    cli.main(["export", str(run_dir)])
+    assert "metrics" in metrics_of(run_dir)["deployed"]["onnx-int8"]
+
+
+def test_files_that_are_not_given_again_leave_it_unmeasured(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_dir / "metrics.json").write_text(json.dumps({**metrics_of(run_dir), "task": "files"}))
+    cli.main(["export", str(run_dir)])
+    assert set(metrics_of(run_dir)["deployed"]["onnx-int8"]) == {"file", "bytes", "sha256"}
+    assert "Not measured: give --train-file" in capsys.readouterr().out
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    assert exit_.value.code == cli.EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_other_data_is_refused(
+    reference: Reference, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(reference.data, tmp_path / "other")
+    dev = other / "SST-2" / "dev.tsv"
+    dev.write_text("\n".join(dev.read_text().splitlines()[:-1]) + "\n")
+    error = refusal(["export", str(run_dir), "--task", "sst2", "--data-dir", str(other)], capsys)
+    assert "not those of" in error
+    assert not (run_dir / "model" / "model.onnx").exists()
+
+
+def test_folders_that_are_no_finished_run(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "holds no run" in refusal(["export", str(tmp_path)], capsys)
+    (run_dir / "metrics.json").unlink()
+    assert "no finished search" in refusal(["export", str(run_dir)], capsys)
+
+
+def test_evaluate_without_an_exported_file(reference: Reference, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refusal(["evaluate", str(reference.model_dir), "--format", "onnx", *data_of(reference)], capsys)
+    assert "model.onnx" in error
+
+
+def test_export_needs_a_known_format(run_dir: Path) -> None:
+    with pytest.raises(KeyError):
+        export_run(run_dir, "gguf")
