@@ -156,7 +156,8 @@ class Blueprint:
         rest = {name: shape for name, shape in self.shapes.items() if name not in quantised}
         rest |= {f"{name.removesuffix('.weight')}.{RANGE_NAME}": (2,) for name in self.ranged}
         units = self.space.units([p.matrix for p in self.partitions], self.source.config.num_attention_heads)
-        return ByteModel(self.partitions, rest, self.space.scale, metadata_text(self.packed_settings()), units)
+        metadata, overhead = metadata_text(self.packed_settings()), self.quantizer.overhead_bytes(1)
+        return ByteModel(self.partitions, rest, self.space.scale, metadata, units, overhead)
 
     def full_bytes(self, count: str = "file") -> int:
         """Float32 size of what counts: the whole safetensors file, or the encoder's matrices."""

@@ -3,7 +3,7 @@
 A packed `model.safetensors` holds, for every matrix W of the search space,
 
     W_codes   U8 [n]      codes at their true width, each row padded to a whole byte, pruned rows absent
-    W_scales  F16 [m]     one scale per row (or per sub-group), pruned ones absent
+    W_scales  F16 [m]     one scale (or scale and midpoint) per row or per sub-group, pruned ones absent
     W_layout  U8 [8 + G]  rows and columns (little-endian uint32 each), then the bits of each of the G sub-groups
     W_buckets U8 [k]      word embedding only: the bucket of each row, packed at ceil(log2 G) bits
 
@@ -103,7 +103,7 @@ class ByteModel:
 
     `partitions`: the matrices of the search space; `rest`: name -> shape of every other tensor of the file;
     `scale`: `row` or `subgroup`; `metadata`: the header's text (its length counts, its checksum has a fixed length);
-    `units`: what can be removed as a whole.
+    `units`: what can be removed as a whole; `scale_bytes`: what a row or sub-group stores beside its codes.
     """
 
     partitions: tuple[Partition, ...]
@@ -111,6 +111,7 @@ class ByteModel:
     scale: str
     metadata: str
     units: tuple[Unit, ...] = ()
+    scale_bytes: int = SCALE_BYTES
 
     def without(self, names: Iterable[str]) -> ByteModel:
         """The smaller model without the units of these names. Raises CheckpointError for what cannot be removed."""
@@ -119,7 +120,7 @@ class ByteModel:
             return dataclasses.replace(self, units=())
         partitions = tuple(prune_partition(p, removed) for p in self.partitions)
         rest = prune_shapes(self.rest, [p.matrix for p in self.partitions], removed)
-        return ByteModel(partitions, rest, self.scale, self.metadata)
+        return dataclasses.replace(self, partitions=partitions, rest=rest, units=())
 
     def row_bits(self, allocation: BitAllocation) -> dict[str, np.ndarray]:
         """Bits of every row of the unpruned matrices, [rows] int64 by matrix name; 0 for pruned and for removed rows."""
@@ -154,7 +155,7 @@ class ByteModel:
         """Bytes of every sub-group of one matrix at one width, [groups] int64: codes and scales."""
         columns = partition.matrix.columns
         return np.array(
-            [code_bytes(n, columns, bits) + SCALE_BYTES * self.scales_in(partition, n, bits) for n in partition.sizes],
+            [code_bytes(n, columns, bits) + self.scale_bytes * self.scales_in(partition, n, bits) for n in partition.sizes],
             dtype=np.int64,
         )
 
@@ -174,7 +175,7 @@ class ByteModel:
             pairs = list(zip(partition.sizes, bits, strict=True))
             scales = sum(self.scales_in(partition, n, b) for n, b in pairs)
             codes = sum(code_bytes(n, partition.matrix.columns, b) for n, b in pairs)
-            half.append(TensorEntry(f"{name}_scales", "F16", (scales,)))
+            half.append(TensorEntry(f"{name}_scales", "F16", (scales * self.scale_bytes // SCALE_BYTES,)))
             byte.append(TensorEntry(f"{name}_codes", "U8", (codes,)))
             byte.append(TensorEntry(f"{name}_layout", "U8", (LAYOUT_HEAD_BYTES + partition.groups,)))
             if partition.buckets is not None:
@@ -325,8 +326,9 @@ def choice_table(model: ByteModel, count: str = "file") -> ChoiceTable:
 
 def _removable(model: ByteModel, widths: tuple[int, ...], count: str) -> Removable:
     structure = Structure.of(model.partitions, model.units)
+    each = model.scale_bytes
     scales = [
-        [SCALE_BYTES * model.scales_in(p, size, width) * (count == "file" or p.matrix.layer is not None) for width in widths]
+        [each * model.scales_in(p, size, width) * (count == "file" or p.matrix.layer is not None) for width in widths]
         for p in model.partitions
         for size in p.sizes
     ]

@@ -210,7 +210,7 @@ def _assemble(tensors: dict[str, Tensor], settings: dict[str, Any], header: byte
         buckets = _vector(rest, f"{name}_buckets", torch.uint8) if f"{name}_buckets" in rest else None
         scale = "row" if name in settings.get("row_scales", []) else settings["scale"]
         matrices[name] = PackedMatrix(parts["codes"], parts["scales"], Layout(parts["layout"], buckets, scale))
-        matrices[name].check(name)
+        matrices[name].check(name, QUANTIZERS[settings["quantizer"]].asymmetric)
     for name, tensor in rest.items():
         if tensor.dtype != torch.float16 or not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{name}: not float16, or not finite: the file is corrupt.")

@@ -95,10 +95,11 @@ class Layout:
         bits = self.head[LAYOUT_HEAD_BYTES:]
         return (bits > 0) & (torch.bincount(self.group_of_row, minlength=len(bits)) > 0)
 
-    def row_scales(self, stored: Tensor) -> Tensor:
-        """Stored scales [m] -> that of every row, [rows] float32; 0 where the row is pruned."""
-        scales = torch.zeros(len(self.has_scale), dtype=torch.float32, device=stored.device)
-        scales[self.has_scale] = stored.float()
+    def row_scales(self, stored: Tensor, asymmetric: bool) -> Tensor:
+        """Stored scales [m] -> that of every row, [rows] (asymmetric: [2 m] -> [rows, 2]) float32; 0 where the row is pruned."""
+        numbers = (2,) if asymmetric else ()
+        scales = torch.zeros(len(self.has_scale), *numbers, dtype=torch.float32, device=stored.device)
+        scales[self.has_scale] = stored.float().view(-1, *numbers)
         return scales if self.scale == "row" else scales[self.group_of_row]
 
     def rows_of(self, width: int) -> Tensor:
@@ -136,7 +137,10 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class PackedMatrix:
-    """A matrix as it is stored: `codes` [n] uint8 and `scales` [m] float16, row after row, pruned rows absent."""
+    """A matrix as it is stored: `codes` [n] uint8 and `scales` [m] float16, row after row, pruned rows absent.
+
+    The scales of an asymmetric quantizer are [2 m], each followed by its midpoint.
+    """
 
     codes: Tensor
     scales: Tensor
@@ -164,7 +168,8 @@ class PackedMatrix:
         """The weights of `rows` ([n] int64, None = all), [n, columns] float32; pruned rows are zeros."""
         layout, device = self.layout, self.codes.device
         rows = torch.arange(self.rows, device=device) if rows is None else rows
-        bits, starts, scales = layout.row_bits[rows], layout.row_starts[rows], layout.row_scales(self.scales)[rows]
+        bits, starts = layout.row_bits[rows], layout.row_starts[rows]
+        scales = layout.row_scales(self.scales, quantizer.asymmetric)[rows]
         weight = torch.zeros(len(rows), self.columns, dtype=torch.float32, device=device)
         for width in layout.widths:
             at = (bits == width).nonzero()[:, 0]
@@ -172,17 +177,17 @@ class PackedMatrix:
             weight[at] = quantizer.decode(unpack_rows(codes, self.columns, width), scales[at], width)
         return weight
 
-    def check(self, name: str) -> None:
+    def check(self, name: str, asymmetric: bool) -> None:
         """Raise CheckpointError unless codes and scales have the lengths and values that the layout implies."""
         self.layout.check(name)
         found = len(self.codes), len(self.scales)
-        implied = self.layout.code_bytes, int(self.layout.has_scale.sum())
+        implied = self.layout.code_bytes, int(self.layout.has_scale.sum()) * (1 + asymmetric)
         if found != implied:
             raise CheckpointError(
                 f"{name}: {found[0]} bytes of codes and {found[1]} scales, but its layout implies {implied[0]} and "
                 f"{implied[1]}: the file is corrupt."
             )
-        if not _positive(self.scales):
+        if not _sound(self.scales.view(-1, 1 + asymmetric)):
             raise CheckpointError(f"{name}: a scale is not a positive number: the file is corrupt.")
 
 
@@ -191,28 +196,31 @@ def quantise(
 ) -> PackedMatrix:
     """Encode a matrix, [rows, columns], with the `bits` of its sub-groups.
 
-    `scales` [rows] or, where `scale` is `subgroup`, [groups]: positive and exact in float16, ignored where pruned.
+    `scales` [rows] or, where `scale` is `subgroup`, [groups]: positive and exact in float16, ignored where pruned; for an
+    asymmetric quantizer [rows, 2] or [groups, 2], scale and midpoint.
     Raises CheckpointError when a shape or a scale does not fit.
     """
     name = partition.matrix.name
     layout = Layout.of(partition, bits, scale)
     weight, scales = weight.detach().float().cpu(), scales.detach().float().cpu()
     shapes = [*weight.shape], [*scales.shape]
-    wanted = [layout.rows, layout.columns], [*layout.has_scale.shape]
+    wanted = [layout.rows, layout.columns], [*layout.has_scale.shape, *((2,) if quantizer.asymmetric else ())]
     if shapes != wanted:
         raise CheckpointError(f"{name}: shape {shapes[0]} with {shapes[1]} scales, expected {wanted[0]} with {wanted[1]}.")
     stored = scales[layout.has_scale].half()
-    if not _positive(stored) or not torch.equal(stored.float(), scales[layout.has_scale]):
+    if not _sound(stored.view(-1, 1 + quantizer.asymmetric)) or not torch.equal(stored.float(), scales[layout.has_scale]):
         raise CheckpointError(f"{name}: a scale is not a positive float16: round scales to float16 before the last training.")
     if not bool(weight.isfinite().all()):
         raise CheckpointError(f"{name}: a weight is not finite.")
     codes = torch.empty(layout.code_bytes, dtype=torch.uint8)
-    row_scales = layout.row_scales(stored)
+    stored = stored.flatten()
+    row_scales = layout.row_scales(stored, quantizer.asymmetric)
     for width in layout.widths:
         rows = layout.rows_of(width)
         codes[layout.bytes_of(width)] = pack_rows(quantizer.encode(weight[rows], row_scales[rows], width), width).flatten()
     return PackedMatrix(codes, stored, layout)
 
 
-def _positive(scales: Tensor) -> bool:
-    return bool(((scales > 0) & scales.isfinite()).all())
+def _sound(scales: Tensor) -> bool:
+    """Whether all scales ([m, 1 or 2], the first column) are positive, and everything is finite."""
+    return bool((scales[:, 0] > 0).all()) and bool(scales.isfinite().all())

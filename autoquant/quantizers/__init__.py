@@ -3,7 +3,8 @@
 from autoquant.quantizers.base import Quantizer
 from autoquant.quantizers.lsq import Lsq
 from autoquant.quantizers.midrise import Midrise
+from autoquant.quantizers.minmax import MinMax
 
-QUANTIZERS: dict[str, Quantizer] = {"midrise": Midrise(), "lsq": Lsq()}
+QUANTIZERS: dict[str, Quantizer] = {"midrise": Midrise(), "lsq": Lsq(), "minmax": MinMax()}
 
-__all__ = ["QUANTIZERS", "Lsq", "Midrise", "Quantizer"]
+__all__ = ["QUANTIZERS", "Lsq", "Midrise", "MinMax", "Quantizer"]

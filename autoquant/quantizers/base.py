@@ -1,4 +1,4 @@
-"""The protocol of a quantizer: a grid per bit-width, a scale per row."""
+"""The protocol of a quantizer: a grid per bit-width, a scale per row, perhaps a midpoint."""
 
 from __future__ import annotations
 
@@ -22,11 +22,17 @@ class Grid:
 
 
 class Quantizer(Protocol):
-    """Symmetric uniform quantisation of weight rows, one positive scale per row."""
+    """Uniform quantisation of weight rows, one positive scale per row.
+
+    `scale` is [rows] everywhere, or [rows, 2] for an asymmetric quantizer: scale, and midpoint of the range.
+    """
 
     name: str
     symmetric_int8: bool
     """Whether codes are symmetric integers within int8 with a scale per output row or coarser, as fast runtimes need."""
+
+    asymmetric: bool
+    """Whether a midpoint is stored beside every scale and both are taken from the weights, neither searched nor learned."""
 
     def grid(self, bits: int) -> Grid:
         """The grid of a width of 1 or more bits."""
@@ -56,5 +62,5 @@ class Quantizer(Protocol):
         ...
 
     def overhead_bytes(self, rows: int) -> int:
-        """Bytes that `rows` rows store beside their codes."""
+        """Bytes that `rows` rows with a scale each store beside their codes."""
         ...

@@ -13,6 +13,7 @@ class Symmetric:
     """Nearest value of the grid; scales are stored as float16."""
 
     symmetric_int8 = True
+    asymmetric = False
 
     def grid(self, bits: int) -> Grid:
         raise NotImplementedError

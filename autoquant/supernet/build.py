@@ -17,9 +17,10 @@ from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ChoiceTable
 from autoquant.core.structure import Unit
 from autoquant.core.subgroup import Matrix
-from autoquant.quantizers import Quantizer
+from autoquant.quantizers import MinMax, Quantizer
 from autoquant.quantizers.activation import StaticRange, fake_quantize_dynamic, fake_quantize_static
-from autoquant.supernet.layers import MixedPrecisionEmbedding, MixedPrecisionLinear, MixedWeight
+from autoquant.supernet.layers import AnyMixedWeight, MixedPrecisionEmbedding, MixedPrecisionLinear, MixedWeight
+from autoquant.supernet.ranged import RangedWeight
 from autoquant.supernet.relaxation import gumbel_gate, gumbel_softmax
 
 RANGE_NAME = "input_range"  # step and offset of a learned range, beside the weight in the packed file
@@ -111,7 +112,10 @@ class Supernet(nn.Module):
     ) -> None:
         path = name.removesuffix(".weight")
         source: Any = self.model.get_submodule(path)
-        mixed = MixedWeight(source.weight, scales[name].log(), partition, self.widths, self.quantizer, per_row)
+        if isinstance(self.quantizer, MinMax):
+            mixed: AnyMixedWeight = RangedWeight(source.weight, partition, self.widths, self.quantizer, per_row)
+        else:
+            mixed = MixedWeight(source.weight, scales[name].log(), partition, self.widths, self.quantizer, per_row)
         if isinstance(source, nn.Embedding):
             layer: nn.Module = MixedPrecisionEmbedding(source, mixed)
         else:
@@ -120,7 +124,7 @@ class Supernet(nn.Module):
             layer = MixedPrecisionLinear(source, mixed, bits, static)
         self.model.set_submodule(path, layer)
 
-    def mixed_weights(self) -> Iterator[tuple[str, MixedWeight]]:
+    def mixed_weights(self) -> Iterator[tuple[str, AnyMixedWeight]]:
         """Matrix name and its mixed weight, in the table's order."""
         for name in self._slices:
             module: Any = self.model.get_submodule(name.removesuffix(".weight"))
@@ -135,7 +139,7 @@ class Supernet(nn.Module):
     def scale_parameters(self) -> list[nn.Parameter]:
         """Scales of weights, steps and offsets of activations."""
         ranges = [p for module in self.model.modules() if isinstance(module, StaticRange) for p in module.parameters()]
-        return [mixed.log_scale for _, mixed in self.mixed_weights()] + ranges
+        return [mixed.log_scale for _, mixed in self.mixed_weights() if mixed.log_scale is not None] + ranges
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """Latent weights, biases and layer norms: all that is neither a scale nor a logit."""
@@ -279,7 +283,7 @@ class Supernet(nn.Module):
 
     def learned_scales(self) -> dict[str, Tensor]:
         """Matrix name -> scales of every width, [rows or groups, K], on the CPU: a later supernet can start from them."""
-        return {name: mixed.log_scale.detach().exp().cpu() for name, mixed in self.mixed_weights()}
+        return {name: mixed.scales().cpu() for name, mixed in self.mixed_weights()}
 
     def _ranges(self) -> Iterator[tuple[str, StaticRange]]:
         """Path of every linear layer whose input has a learned range, and the range."""
@@ -331,7 +335,7 @@ def _unit_of_row(matrix: Matrix, units: Sequence[Unit]) -> Tensor | None:
     return index if bool((index >= 0).all()) else None
 
 
-def quantised_values(weight: Tensor, scale: Tensor, bits: Tensor, mixed: MixedWeight) -> Tensor:
+def quantised_values(weight: Tensor, scale: Tensor, bits: Tensor, mixed: AnyMixedWeight) -> Tensor:
     """Values of a matrix under bits per sub-group ([groups]; 0 = zeros), [rows, columns]."""
     group = mixed.group_of_row.cpu()
     row_scale = scale if mixed.per_row else scale[group]

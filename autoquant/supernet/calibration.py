@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from autoquant.core.cost import ChoiceTable
 from autoquant.core.structure import Unit, kept_rows
 from autoquant.core.subgroup import Partition
-from autoquant.quantizers import Quantizer
+from autoquant.quantizers import MinMax, Quantizer
 from autoquant.training.batches import Encoded
 
 
@@ -70,22 +70,27 @@ def input_ranges(
 def initial_scales(
     model: nn.Module, table: ChoiceTable, quantizer: Quantizer, moments: Mapping[str, Tensor], per_row: bool
 ) -> dict[str, Tensor]:
-    """A searched scale per row (or sub-group) and non-zero width of the table: matrix name -> [rows or groups, K] float32.
+    """A scale per row (or sub-group) and non-zero width of the table: matrix name -> [rows or groups, K] float32.
 
-    Every scale is one that float16 holds; that of a sub-group is the mean over its rows.
+    Every scale is one that float16 holds; that of a sub-group is the mean over its rows. An asymmetric
+    quantizer's, [rows or groups, K, 2], is the range of the row or sub-group.
     """
     widths = [w for w in table.widths if w]
     result = {}
     for partition in table.partitions:
         name = partition.matrix.name
         weight = model.get_parameter(name).detach()
+        grouped = partition.scale_or("row" if per_row else "subgroup") == "subgroup"
+        group = torch.from_numpy(partition.group_of_row).to(weight.device) if grouped else None
+        if isinstance(quantizer, MinMax):
+            result[name] = quantizer.measure(weight, widths, group).cpu()
+            continue
         moment = moments.get(name)
         if moment is not None:
             moment = moment / moment.diagonal().mean() + 0.01 * torch.eye(len(moment), device=moment.device)
         columns = [quantizer.initial_scale(weight, width, moment) for width in widths]
         scale = torch.stack(columns, dim=1)
-        if partition.scale_or("row" if per_row else "subgroup") == "subgroup":
-            group = torch.from_numpy(partition.group_of_row).to(scale.device)
+        if group is not None:
             total = torch.zeros(partition.groups, len(widths), device=scale.device).index_add_(0, group, scale)
             scale = (total / torch.tensor(partition.sizes, device=scale.device)[:, None]).half().float()
         result[name] = scale.cpu()
@@ -100,5 +105,6 @@ def kept_scales(scales: Tensor, partition: Partition, pruned: Partition, removed
     if len(scales) == partition.matrix.rows:
         return scales[kept]
     per_row = scales[torch.from_numpy(partition.group_of_row)[kept]]
-    total = torch.zeros(pruned.groups, scales.shape[1]).index_add_(0, torch.from_numpy(pruned.group_of_row), per_row)
-    return (total / torch.tensor(pruned.sizes)[:, None]).half().float()
+    total = torch.zeros(pruned.groups, *scales.shape[1:]).index_add_(0, torch.from_numpy(pruned.group_of_row), per_row)
+    sizes = torch.tensor(pruned.sizes).view(-1, *[1] * (scales.dim() - 1))
+    return (total / sizes).half().float()

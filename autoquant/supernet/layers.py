@@ -13,6 +13,7 @@ from autoquant.quantizers import Quantizer
 from autoquant.quantizers.activation import StaticRange, fake_quantize_dynamic
 from autoquant.quantizers.ternary import ternarise, ternary_parameters
 from autoquant.supernet.mixing import mix
+from autoquant.supernet.ranged import RangedWeight
 
 
 class MixedWeight(nn.Module):
@@ -49,6 +50,7 @@ class MixedWeight(nn.Module):
         factors = [[quantizer.scale_gradient(count, width) for width in widths] for count in sharing]
         gradient = torch.tensor(factors)
         self.register_buffer("scale_gradient", gradient[self.group_of_row] if per_row else gradient, persistent=False)
+        self._plain_gradient = bool((gradient == 1.0).all())
         self.register_buffer("_is_ternary", torch.tensor([g.ternary for g in grids]), persistent=False)
         self._ternary_rows: Tensor | None = None
         self._share: Tensor | None = None
@@ -71,12 +73,11 @@ class MixedWeight(nn.Module):
         """The quantised weight of all rows, or of the given ones: [rows, columns]."""
         if self._share is None:
             raise RuntimeError("use_mixture or use_choice comes before the first forward pass")
-        at = slice(None) if rows is None else rows
-        group = self.group_of_row[at]
-        if self._ternary_rows is not None and bool(self._ternary_rows[at].all()):
-            return self._ternarised(at)
-        log_scale = _scale_gradient(self.log_scale, self.scale_gradient)
-        log_scale = log_scale[at] if self.per_row else log_scale[group]
+        weight, group = _rows(self.weight, rows), _rows(self.group_of_row, rows)
+        if self._ternary_rows is not None and bool(_rows(self._ternary_rows, rows).all()):
+            return self._ternarised(rows)
+        log_scale = self.log_scale if self._plain_gradient else _scale_gradient(self.log_scale, self.scale_gradient)
+        log_scale = _rows(log_scale, rows) if self.per_row else log_scale[group]
         if self._column is None:
             limit, offset = self.limit.expand(len(group), -1), self.offset.expand(len(group), -1)
         else:
@@ -84,40 +85,52 @@ class MixedWeight(nn.Module):
             log_scale, limit, offset = log_scale.gather(1, column), self.limit[column], self.offset[column]
         share = self._share[group]
         if self._row_keep is not None:
-            share = share * self._row_keep[at, None]
-        mixed = mix(self.weight[at], log_scale.exp(), limit, offset, share)
+            share = share * _rows(self._row_keep, rows)[:, None]
+        mixed = mix(weight, log_scale.exp(), limit, offset, share)
         if self._ternary_rows is None:
             return mixed
-        return torch.where(self._ternary_rows[at][:, None], self._ternarised(at), mixed)
+        return torch.where(_rows(self._ternary_rows, rows)[:, None], self._ternarised(rows), mixed)
 
-    def _ternary_parameters(self, at: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Threshold and scale of the rows `at` if they were ternary, [rows] each."""
+    def _ternary_parameters(self, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Threshold and scale of the rows if they were ternary, [rows] each."""
         if self.per_row:
-            return ternary_parameters(self.weight[at])
+            return ternary_parameters(_rows(self.weight, rows))
         threshold, scale = ternary_parameters(self.weight, self.group_of_row)
-        return threshold[at], scale[at]
+        return _rows(threshold, rows), _rows(scale, rows)
 
-    def _ternarised(self, at: Tensor | slice) -> Tensor:
-        return ternarise(self.weight[at], *self._ternary_parameters(at))
+    def _ternarised(self, rows: Tensor | None) -> Tensor:
+        return ternarise(_rows(self.weight, rows), *self._ternary_parameters(rows))
 
     def stored_weight(self) -> Tensor:
         """What the packer rounds to its grid, [rows, columns]: the latent weight, where ternary already -scale, 0 or scale."""
         weight = self.weight.detach()
         if self._ternary_rows is None:
             return weight
-        return torch.where(self._ternary_rows[:, None], self._ternarised(slice(None)).detach(), weight)
+        return torch.where(self._ternary_rows[:, None], self._ternarised(None).detach(), weight)
+
+    def scales(self) -> Tensor:
+        """The learned scales of every width, [rows or groups, K]."""
+        return self.log_scale.detach().exp()
 
     def chosen_scale(self, column: Tensor) -> Tensor:
         """Scales of one width per sub-group as float16 stores them: [rows or groups] float32."""
         at = column[self.group_of_row] if self.per_row else column
         chosen = self.log_scale.detach().gather(1, at[:, None])[:, 0].exp()
         if self._ternary_rows is not None:
-            scale = self._ternary_parameters(slice(None))[1]
+            scale = self._ternary_parameters(None)[1]
             ternary = self._is_ternary[at]
             if not self.per_row:  # every row of a sub-group has its scale
                 scale = torch.zeros_like(chosen).index_copy_(0, self.group_of_row, scale)
             chosen = torch.where(ternary, scale, chosen)
         return chosen.clamp(2.0**-24, 65504.0).half().float()
+
+
+def _rows(tensor: Tensor, rows: Tensor | None) -> Tensor:
+    """Those rows. All of them are the tensor itself: a slice of everything would copy its gradient into zeros first."""
+    if rows is None:
+        return tensor
+    # an embedding's backward adds rows faster than an index's
+    return functional.embedding(rows, tensor) if tensor.dim() == 2 else tensor[rows]
 
 
 class _ScaledGradient(torch.autograd.Function):
@@ -137,6 +150,9 @@ def _scale_gradient(value: Tensor, factor: Tensor) -> Tensor:
     return scaled
 
 
+AnyMixedWeight = MixedWeight | RangedWeight
+
+
 class MixedPrecisionLinear(nn.Module):
     """`nn.Linear` with a mixed weight.
 
@@ -144,7 +160,9 @@ class MixedPrecisionLinear(nn.Module):
     `activation_bits` is 8. `drop` is QDrop's probability (Wei et al. 2022) that an element of it stays as it is.
     """
 
-    def __init__(self, source: nn.Linear, weight: MixedWeight, activation_bits: int, static: StaticRange | None = None) -> None:
+    def __init__(
+        self, source: nn.Linear, weight: AnyMixedWeight, activation_bits: int, static: StaticRange | None = None
+    ) -> None:
         super().__init__()
         self.mixed, self.bias, self.activation_bits, self.static = weight, source.bias, activation_bits, static
         self.in_features, self.out_features = source.in_features, source.out_features
@@ -163,7 +181,7 @@ class MixedPrecisionLinear(nn.Module):
 class MixedPrecisionEmbedding(nn.Module):
     """`nn.Embedding` with a mixed weight; only the rows that occur in the batch are quantised."""
 
-    def __init__(self, source: nn.Embedding, weight: MixedWeight) -> None:
+    def __init__(self, source: nn.Embedding, weight: AnyMixedWeight) -> None:
         super().__init__()
         self.mixed = weight
         self.num_embeddings, self.embedding_dim = source.num_embeddings, source.embedding_dim

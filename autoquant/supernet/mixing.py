@@ -27,9 +27,14 @@ def mix_forward(weight: Tensor, scale: Tensor, limit: Tensor, offset: Tensor, sh
     mixed = torch.zeros_like(weight)
     for k in range(scale.shape[1]):
         step, top, shift = scale[:, k : k + 1], limit[:, k : k + 1], offset[:, k : k + 1]
-        level = torch.clamp(torch.floor(weight / step - shift + 0.5) + shift, -top, top)
+        level = torch.clamp(torch.floor(_in_steps(weight, step, scale) - shift + 0.5) + shift, -top, top)
         mixed = mixed + (share[:, k : k + 1] * step) * level
     return mixed
+
+
+def _in_steps(weight: Tensor, step: Tensor, scale: Tensor) -> Tensor:
+    """weight / step, [rows, columns]; in a mixture by a division a row and not a weight, where a last digit decides nothing."""
+    return weight / step if scale.shape[1] == 1 else weight * (1.0 / step)
 
 
 def mix_backward(
@@ -40,7 +45,7 @@ def mix_backward(
     grad_scale, grad_share = [], []
     for k in range(scale.shape[1]):
         step, top, shift = scale[:, k : k + 1], limit[:, k : k + 1], offset[:, k : k + 1]
-        steps = weight / step
+        steps = _in_steps(weight, step, scale)
         level = torch.clamp(torch.floor(steps - shift + 0.5) + shift, -top, top)
         inside = steps.abs() <= top + 0.5
         grad_share.append((grad * level).sum(1) * step[:, 0])

@@ -14,13 +14,20 @@ every_width = pytest.mark.parametrize("bits", WIDTHS)
 matrices = st.tuples(st.integers(1, 6), st.integers(1, 40), st.integers(0, 2**31), st.sampled_from([1e-4, 1.0, 1e3]))
 
 
-def draw(shape: tuple[int, int, int, float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight of some spread, far beyond the grid in places, and scales that float16 holds."""
+def draw(quantizer: Quantizer, shape: tuple[int, int, int, float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight of some spread, far beyond the grid in places, and scales (and midpoints) that float16 holds."""
     rows, columns, seed, spread = shape
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, columns, generator=generator) * spread
     scale = (spread * (0.01 + torch.rand(rows, generator=generator))).half().float()
+    if quantizer.asymmetric:
+        scale = torch.stack([scale, (spread * torch.randn(rows, generator=generator)).half().float()], dim=1)
     return weight, scale
+
+
+def ones(quantizer: Quantizer) -> torch.Tensor:
+    """The scale 1 of one row, around a midpoint of 0."""
+    return torch.tensor([[1.0, 0.0]]) if quantizer.asymmetric else torch.ones(1)
 
 
 @every_quantizer
@@ -33,7 +40,7 @@ def test_table_key_is_the_name(quantizer: Quantizer) -> None:
 @settings(deadline=None, max_examples=40)
 @given(shape=matrices)
 def test_codes_hold_exactly_what_is_simulated(quantizer: Quantizer, bits: int, shape: tuple[int, int, int, float]) -> None:
-    weight, scale = draw(shape)
+    weight, scale = draw(quantizer, shape)
     codes = quantizer.encode(weight, scale, bits)
     assert codes.dtype == torch.uint8
     assert codes.shape == weight.shape
@@ -49,7 +56,7 @@ def test_codes_hold_exactly_what_is_simulated(quantizer: Quantizer, bits: int, s
 @settings(deadline=None, max_examples=40)
 @given(shape=matrices)
 def test_quantising_twice_changes_nothing(quantizer: Quantizer, bits: int, shape: tuple[int, int, int, float]) -> None:
-    weight, scale = draw(shape)
+    weight, scale = draw(quantizer, shape)
     once = quantizer.fake_quantize(weight, scale, bits)
     assert torch.equal(quantizer.fake_quantize(once, scale, bits), once)
 
@@ -59,15 +66,16 @@ def test_quantising_twice_changes_nothing(quantizer: Quantizer, bits: int, shape
 @settings(deadline=None, max_examples=40)
 @given(shape=matrices)
 def test_no_representable_value_is_nearer(quantizer: Quantizer, bits: int, shape: tuple[int, int, int, float]) -> None:
-    weight, scale = draw(shape)
+    weight, scale = draw(quantizer, shape)
     grid = quantizer.grid(bits)
     levels = torch.arange(-grid.limit, grid.limit + 1)
     assert len(levels) <= 2**bits
     assert (grid.limit - grid.offset) % 1 == 0
-    values = scale[:, None] * levels
+    step, middle = (scale[:, 0], scale[:, 1]) if quantizer.asymmetric else (scale, torch.zeros_like(scale))
+    values = step[:, None] * levels + middle[:, None]
     nearest = (weight[..., None] - values[:, None, :]).abs().amin(dim=-1)
     error = (quantizer.fake_quantize(weight, scale, bits) - weight).abs()
-    assert bool((error <= nearest + 1e-5 * scale[:, None]).all())
+    assert bool((error <= nearest + 1e-5 * (step + middle.abs())[:, None]).all())
 
 
 @every_quantizer
@@ -79,7 +87,7 @@ def test_symmetric_int8_codes_are_what_int8_kernels_take(
 ) -> None:
     if not quantizer.symmetric_int8:
         return
-    weight, scale = draw(shape)
+    weight, scale = draw(quantizer, shape)
     step = scale if bits == 8 else scale / 2
     integers = quantizer.fake_quantize(weight, scale, bits) / step[:, None]
     assert torch.equal(integers, integers.round())
@@ -91,7 +99,7 @@ def test_symmetric_int8_codes_are_what_int8_kernels_take(
 def test_levels_are_symmetric(quantizer: Quantizer, bits: int) -> None:
     grid = quantizer.grid(bits)
     codes = torch.arange(int(2 * grid.limit) + 1, dtype=torch.uint8)[None]
-    values = quantizer.decode(codes, torch.ones(1), bits)[0]
+    values = quantizer.decode(codes, ones(quantizer), bits)[0]
     assert torch.equal(values, -values.flip(0))
     assert torch.equal(values, torch.arange(-grid.limit, grid.limit + 1))
 
@@ -100,12 +108,13 @@ def test_levels_are_symmetric(quantizer: Quantizer, bits: int) -> None:
 @every_width
 def test_weights_without_bound_saturate(quantizer: Quantizer, bits: int) -> None:
     weight, limit = torch.tensor([[1e30, -1e30]]), quantizer.grid(bits).limit
-    assert quantizer.fake_quantize(weight, torch.ones(1), bits).tolist() == [[limit, -limit]]
+    assert quantizer.fake_quantize(weight, ones(quantizer), bits).tolist() == [[limit, -limit]]
 
 
 @every_quantizer
-def test_overhead_is_a_float16_scale_a_row(quantizer: Quantizer) -> None:
-    assert [quantizer.overhead_bytes(rows) for rows in (0, 1, 384)] == [0, 2, 768]
+def test_overhead_is_a_float16_scale_a_row_and_perhaps_a_midpoint(quantizer: Quantizer) -> None:
+    each = 2 * (1 + quantizer.asymmetric)
+    assert [quantizer.overhead_bytes(rows) for rows in (0, 1, 384)] == [0, each, 384 * each]
 
 
 @every_quantizer

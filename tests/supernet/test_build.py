@@ -233,10 +233,11 @@ def write(bench: Any, supernet: Any, allocation: BitAllocation, folder: Path) ->
 
 @both_scales
 @both_activations
+@pytest.mark.parametrize("quantizer", ["midrise", "minmax"])
 def test_the_reloaded_file_is_the_simulated_model(
-    make_bench: Callable[..., Any], scale: str, activation_bits: int, tmp_path: Path
+    make_bench: Callable[..., Any], scale: str, activation_bits: int, quantizer: str, tmp_path: Path
 ) -> None:
-    bench = make_bench(scale, activation_bits)
+    bench = make_bench(scale, activation_bits, quantizer)
     supernet, allocation = frozen(bench)
     path = write(bench, supernet, allocation, tmp_path)
     assert path.stat().st_size == bench.blueprint.byte_model.exact_bytes(allocation)
@@ -276,9 +277,12 @@ def test_ternary_weights_and_static_ranges_are_reloaded_too(
 
 @both_scales
 @both_activations
-def test_the_frozen_forward_is_the_simulated_model(make_bench: Callable[..., Any], scale: str, activation_bits: int) -> None:
+@pytest.mark.parametrize("quantizer", ["midrise", "minmax"])
+def test_the_frozen_forward_is_the_simulated_model(
+    make_bench: Callable[..., Any], scale: str, activation_bits: int, quantizer: str
+) -> None:
     """But for biases and norms, which take their float16 values here already, as calibration gave the scales theirs."""
-    bench = make_bench(scale, activation_bits)
+    bench = make_bench(scale, activation_bits, quantizer)
     supernet, _ = frozen(bench)
     with torch.no_grad():
         for parameter in supernet.model.parameters():
