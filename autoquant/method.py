@@ -77,7 +77,9 @@ def recover(workspace: Workspace, result: SearchResult, method: str) -> Supernet
     """Training with frozen bits, then module-wise reconstruction: the same for every method. Returns the frozen supernet."""
     recipe = workspace.blueprint.recipe
     settings = recipe.recovery
-    start = result.searched if settings.start == "search" else None
+    start = workspace.pretrained() if settings.start == "pretrained" else None
+    if settings.start == "search":
+        start = result.searched
     supernet = workspace.frozen_supernet(result.allocation, start).to(workspace.context.device)
     for refiner, steps in (("retrain", settings.steps), ("mrem-s", settings.mrem_steps)):
         if steps:

@@ -148,7 +148,8 @@ def apply(
     if recovery and recipe.recovery.start == "search":
         progress.say("Note: the recorded recovery went on from the searched weights; this one starts from the model's.")
     # the searched weights are not in an allocation.json, so there is only the model to start from
-    changes: dict[str, Any] = {"start": "teacher"} if recovery else {"start": "teacher", "steps": 0, "mrem_steps": 0}
+    start = "pretrained" if recipe.recovery.start == "pretrained" else "teacher"
+    changes: dict[str, Any] = {"start": start} if recovery else {"start": "teacher", "steps": 0, "mrem_steps": 0}
     recipe = dataclasses.replace(recipe, recovery=dataclasses.replace(recipe.recovery, **changes))
     trim, space = manifest["trim_positions"], manifest_space(manifest)
     blueprint = Blueprint.draw(str(model), data, recipe, manifest["max_length"], trim, space)

@@ -348,6 +348,11 @@ class Workspace:
         supernet.freeze(allocation)
         return supernet
 
+    def pretrained(self) -> Start:
+        """The model as it was given, with a new head if it was a bare encoder."""
+        model, _ = self.blueprint.source.load(self.seed)
+        return Start(model.state_dict(), self.starting_point.scales)
+
     def _supernet(self, model: nn.Module, table: ChoiceTable, scales: dict[str, Tensor]) -> Supernet:
         blueprint = self.blueprint
         return Supernet(

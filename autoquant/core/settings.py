@@ -69,6 +69,7 @@ class SearchSettings:
     scale_learning_rate: float = 2e-3
     """Of the quantisation scales; 0 keeps those of the clip search."""
     architecture_learning_rate: float = 0.03
+    architecture_optimizer: Literal["adam", "sgd"] = "adam"
     architecture_hidden: float = 0.0
     """Weight of the hidden-state term in what the architecture minimises; the weights keep `distillation.hidden`."""
     sampling: Literal["soft", "hard"] = "soft"
@@ -126,8 +127,8 @@ class RecoverySettings:
 
     steps: int = 400
     """Distillation steps with frozen bits on the whole training file."""
-    start: Literal["teacher", "search"] = "teacher"
-    """Restart from the teacher's weights, or continue from the searched ones."""
+    start: Literal["teacher", "search", "pretrained"] = "teacher"
+    """Restart from the teacher's weights, continue from the searched ones, or start over from the model that was given."""
     batch_size: int = 32
     learning_rate: float = 2e-4
     scale_learning_rate: float = 2e-3

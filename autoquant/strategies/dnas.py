@@ -136,7 +136,12 @@ class Bilevel:
             fused=True,
         )
         self.architecture = supernet.architecture_parameters()
-        self.bits = torch.optim.Adam(self.architecture, lr=settings.architecture_learning_rate, betas=(0.5, 0.999))
+        rate = settings.architecture_learning_rate
+        self.bits: torch.optim.Optimizer = (
+            torch.optim.SGD(self.architecture, lr=rate)
+            if settings.architecture_optimizer == "sgd"
+            else torch.optim.Adam(self.architecture, lr=rate, betas=(0.5, 0.999))
+        )
         size, seed = settings.batch_size, problem.context.seed
         self.train = problem.train() if settings.bilevel else problem.whole()
         self.held_out = problem.held_out() if settings.bilevel else self.train
@@ -164,14 +169,15 @@ class Bilevel:
 
     def _step_bits(self, number: int, temperature: float) -> dict[str, float]:
         supernet, size = self.supernet, self.controller.size
-        expected, assigned = supernet.expected_bytes(), round(weigh(self.problem.table, *supernet.most_probable()))
+        expected, assigned = supernet.expected_bytes(), weigh(self.problem.table, *supernet.sampled())
+        derived = round(weigh(self.problem.table, *supernet.most_probable()))
         term = size.loss(expected, assigned, supernet.probabilities())
         loss, grads = self._bit_gradients(number, temperature, term)
         for parameter, grad in zip(self.architecture, grads, strict=True):
             parameter.grad = grad
         self.bits.step()
         size.update(expected.item())
-        sizes = {"expected_bytes": expected.item(), "derived_bytes": assigned}
+        sizes = {"expected_bytes": expected.item(), "derived_bytes": derived}
         return {"held_out_loss": loss.item(), **sizes, **size.state_dict()}
 
     def _bit_gradients(self, number: int, temperature: float, term: Tensor) -> tuple[Tensor, Sequence[Tensor]]:

@@ -85,6 +85,7 @@ class Supernet(nn.Module):
         self._slices = table.slices()
         self._column: Tensor | None = None
         self._keep: Tensor | None = None
+        self._gone: Tensor | None = None
         for partition in table.partitions:
             per_row = partition.scale_or("row" if per_row_scale else "subgroup") == "row"
             self._replace(partition.matrix.name, partition, scales, backbone, per_row, ranges or {})
@@ -201,6 +202,14 @@ class Supernet(nn.Module):
             return choice, np.zeros(0, dtype=bool)
         return choice, self.table.removable.structure.spare_one(removal > 0, removal)
 
+    def sampled(self) -> tuple[np.ndarray, np.ndarray]:
+        """The last hard sample: column of the table per sub-group, [N] int64, and the units that were gone, [U] bool."""
+        assert self._column is not None
+        assert self._keep is not None
+        column = self._column + int(self.has_zero)
+        choice = torch.where(self._keep > 0.5, column, 0).cpu().numpy()
+        return choice, np.zeros(0, dtype=bool) if self._gone is None else self._gone.cpu().numpy()
+
     def use_mixture(self, temperature: float, hard: bool) -> None:
         """Sample a relaxed choice, differentiable in the logits, for the next forward passes."""
         if self.gates:
@@ -231,6 +240,7 @@ class Supernet(nn.Module):
         if self.unit_logits is None:
             return {}
         gates = gumbel_gate(self.unit_logits, temperature, hard)
+        self._gone = gates.detach() < 0.5
         return {name: gates[unit.to(gates.device)] for name, unit in self._gated_rows.items() if unit is not None}
 
     def freeze(self, allocation: BitAllocation) -> None:

@@ -1,6 +1,6 @@
 """How does size enter the loss? One class a paper, one protocol; the table drives the contract tests.
 
-Every term sees the expected bytes E[C] of the supernet, the bytes C of its most probable choices, and the choice probabilities.
+Every term sees the expected bytes E[C] of the supernet, the bytes C of the choices that it last sampled, and all probabilities.
 Sizes are relative to the budget V, so that a term's weight means the same for every model.
 """
 

@@ -233,6 +233,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"unrolled": 1e-3},
     {"derive": "argmax"},
     {"scale_learning_rate": 0.0},
+    {"architecture_optimizer": "sgd"},
 ]
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 

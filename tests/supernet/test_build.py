@@ -93,6 +93,16 @@ def test_samples_follow_the_probabilities(bench: Any) -> None:
     assert difference.abs().max() < 0.12
 
 
+def test_what_was_sampled_is_what_is_used(bench: Any) -> None:
+    supernet = bench.supernet()
+    nn.init.normal_(supernet.gate_logits)
+    supernet.use_sample()
+    choice, gone = supernet.sampled()
+    assert not len(gone)
+    used = torch.tensor(supernet.widths)[supernet._column] * (supernet._keep > 0.5)
+    assert np.asarray(bench.table.widths)[choice].tolist() == used.tolist()
+
+
 def test_without_gates_zero_bits_are_a_choice_of_the_softmax(bench: Any) -> None:
     """Equal logits: every allowed width, 0 among them, is as likely, and as often sampled."""
     supernet = bench.supernet(gates=False)
