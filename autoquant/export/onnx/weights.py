@@ -78,7 +78,7 @@ class Coded:
         for bits in layout.widths:
             packed = matrix.codes[layout.bytes_of(bits)].view(-1, code_bytes(1, layout.columns, bits))
             codes[layout.rows_of(bits).numpy()] = unpack_rows(packed, layout.columns, bits).numpy()
-        return cls(codes, layout.row_bits.numpy(), layout.row_scales(matrix.scales).numpy(), quantizer)
+        return cls(codes, layout.row_bits.numpy(), layout.row_scales(matrix.scales, asymmetric=False).numpy(), quantizer)
 
     @property
     def shape(self) -> tuple[int, int]:
