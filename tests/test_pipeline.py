@@ -38,7 +38,8 @@ def test_a_run_leaves_every_file(reference: Reference) -> None:
     for name in ("run.json", "metrics.jsonl", "metrics.json", "teacher/config.json", "teacher/model.safetensors"):
         assert (reference.run_dir / name).is_file()
     shipped = {path.name for path in reference.model_dir.iterdir()}
-    assert shipped == {"allocation.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json"}
+    assert shipped == {"README.md", "allocation.json", "config.json", "model.safetensors"} | tokenizer
     for control in CONTROLS:
         assert (reference.run_dir / "controls" / control / "model.safetensors").is_file()
 

@@ -118,6 +118,7 @@ def open_model(path: str, label_names: tuple[str, ...] | None, max_length: int, 
         config.label2id = {name: index for index, name in enumerate(label_names)}
     if trim_positions:
         config.max_position_embeddings = unused + max_length
+    tokenizer.model_max_length = max_length  # what truncation=True means to whoever loads it
     return ModelSource(path, config, backbone, tokenizer)
 
 

@@ -1,0 +1,127 @@
+"""The model card of a packed folder: README.md in the hub's format, with the numbers of metrics.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from autoquant.core.cost import MIB
+from autoquant.core.run import atomic_write_text, file_sha256
+from autoquant.tasks import TASKS
+from autoquant.tasks.task import GLUE_HUB
+
+CARD_NAME = "README.md"
+HUB_METRICS = {"pearson": "pearsonr"}  # where the hub's name is not ours
+
+AUTOQUANT = """import autoquant
+
+print(autoquant.load(".").predict(["{text}"]))"""
+TRANSFORMERS = """import autoquant  # transformers then knows the format
+from transformers import pipeline
+
+print(pipeline("text-classification", model=".")("{text}", truncation=True))"""
+ONNXRUNTIME = """import onnxruntime
+from transformers import AutoTokenizer
+
+inputs = AutoTokenizer.from_pretrained(".")(["{text}"], truncation=True, return_tensors="np")
+print(onnxruntime.InferenceSession("{file}").run(None, dict(inputs))[0])"""
+
+
+def write_card(folder: Path, metrics: Mapping[str, Any], base_model: str | None = None) -> Path:
+    """Write `folder`/README.md, or write it anew once `metrics` (the content of metrics.json) names more files as `deployed`.
+
+    Only files that are there with the recorded hash are spoken of: a format may have overwritten another's.
+    `base_model`: the hub id the model was made from; None keeps what the present card says of it.
+    """
+    path = folder / CARD_NAME
+    if base_model is None and path.is_file():
+        base_model = ModelCard.load(path).data.base_model
+    present = {f: entry for f, entry in metrics["deployed"].items() if file_sha256(folder / entry["file"]) == entry["sha256"]}
+    metrics = {**metrics, "deployed": present}
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    atomic_write_text(path, f"---\n{_front_matter(metrics, base_model).to_yaml()}\n---\n\n{_body(config, metrics, base_model)}")
+    return path
+
+
+def _name(metrics: Mapping[str, Any], base_model: str | None) -> str:
+    base = (base_model or "packed").rpartition("/")[2]
+    return f"{base}-{metrics['task']}-{metrics['bytes']['file'] / MIB:.1f}MiB"
+
+
+def _front_matter(metrics: Mapping[str, Any], base_model: str | None) -> ModelCardData:
+    names = sorted(next(iter(metrics["deployed"].values()))["metrics"])
+    return ModelCardData(
+        library_name="autoquant",
+        base_model=base_model,
+        base_model_relation="quantized" if base_model else None,
+        pipeline_tag="text-classification",
+        tags=["autoquant", "quantized", "mixed-precision"],
+        metrics=[HUB_METRICS.get(name, name) for name in names],
+        model_name=_name(metrics, base_model),
+        eval_results=[
+            EvalResult(
+                task_type="text-classification",
+                **_data_set(metrics["task"]),
+                metric_type=HUB_METRICS.get(name, name),
+                metric_name=f"{name} of {entry['file']} ({format_})",
+                metric_value=value,
+            )
+            for format_, entry in metrics["deployed"].items()
+            for name, value in entry.get("metrics", {}).items()
+        ],
+    )
+
+
+def _data_set(task: str) -> dict[str, Any]:
+    """A GLUE task by its name on the hub; data of one's own by ours."""
+    if task not in TASKS:
+        return {"dataset_type": task, "dataset_name": task}
+    split = TASKS[task].evaluation
+    return {"dataset_type": GLUE_HUB, "dataset_name": f"GLUE {task}", "dataset_config": task, "dataset_split": split}
+
+
+def _body(config: Mapping[str, Any], metrics: Mapping[str, Any], base_model: str | None) -> str:
+    settings = config["quantization_config"]
+    origin = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"A {config['model_type']} model"
+    parts = [
+        f"# {_name(metrics, base_model)}",
+        f"{origin}, fine-tuned for `{metrics['task']}` and packed by autoquant: the bits of every group of weights were chosen "
+        f"under a budget of {metrics['bytes']['budget']:,} bytes ({metrics['bytes']['count']}). Texts are read up to "
+        f"{settings['max_length']} tokens.",
+        _table(metrics),
+        "Every file was measured itself, on the evaluation rows, which chose nothing.",
+        "## Load",
+        "In this folder; `allocation.json` says which weights have how many bits.",
+        *_snippets(metrics),
+        "## Files",
+        _hashes(metrics),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(metrics: Mapping[str, Any]) -> str:
+    name, whole = metrics["metric"]["name"], metrics["bytes"]["full_precision"]
+    rows = [f"| file | bytes | times smaller | {name} |", "|---|---|---|---|"]
+    rows.append(f"| full precision | {whole:,} | 1.0 | {metrics['metric']['full_precision']:.4f} |")
+    for format_, entry in metrics["deployed"].items():
+        value = f"{entry['metrics'][name]:.4f}" if "metrics" in entry else "not measured"
+        rows.append(f"| {entry['file']} ({format_}) | {entry['bytes']:,} | {whole / entry['bytes']:.1f} | {value} |")
+    return "\n".join(rows)
+
+
+def _snippets(metrics: Mapping[str, Any]) -> list[str]:
+    text = "a charming and often affecting journey"
+    snippets = {"autoquant": AUTOQUANT, "transformers": TRANSFORMERS}
+    exported = [entry["file"] for entry in metrics["deployed"].values() if entry["file"].endswith(".onnx")]
+    if exported:
+        snippets["onnxruntime"] = ONNXRUNTIME.replace("{file}", exported[-1])
+    return [f"With {name}:\n\n```python\n{code.replace('{text}', text)}\n```" for name, code in snippets.items()]
+
+
+def _hashes(metrics: Mapping[str, Any]) -> str:
+    rows = [f"| {entry['file']} | {entry['bytes']:,} | `{entry['sha256']}` |" for entry in metrics["deployed"].values()]
+    return "\n".join(["| file | bytes | SHA-256 |", "|---|---|---|", *rows])
