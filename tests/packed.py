@@ -1,13 +1,21 @@
-"""A packed folder of the tiny classifier, and the plain model it must be equal to."""
+"""Packed files and folders for tests, what they must decode to, and what a forger would make of them."""
 
+import hashlib
 import json
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from autoquant.core.allocation import BitAllocation
+from autoquant.core.cost import ByteModel
+from autoquant.core.subgroup import Matrix, Partition, even_sizes, frequency_buckets
+from autoquant.pack.checkpoint import PackedFile, metadata_text, write_packed
 from autoquant.quantizers import QUANTIZERS
 
 MIDRISE = QUANTIZERS["midrise"]
@@ -44,3 +52,72 @@ def simulated(material: Any, classifier: PreTrainedModel) -> PreTrainedModel:
 def logits(model: nn.Module) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=IDS, attention_mask=MASK).logits
+
+
+@dataclass(frozen=True)
+class Case:
+    """A byte model with random weights, scales and bits of a seed."""
+
+    model: ByteModel
+    note: str
+    seed: int
+
+    @property
+    def options(self) -> dict[str, object]:
+        return {"quantizer": "midrise", "scale": self.model.scale, "activation_bits": 8, "note": self.note}
+
+    @cached_property
+    def state(self) -> dict[str, torch.Tensor]:
+        draw = torch.Generator().manual_seed(self.seed)
+        state = {p.matrix.name: torch.randn(p.matrix.rows, p.matrix.columns, generator=draw) for p in self.model.partitions}
+        return state | {name: torch.randn(shape, generator=draw) for name, shape in self.model.rest.items()}
+
+    @cached_property
+    def scales(self) -> dict[str, torch.Tensor]:
+        draw = torch.Generator().manual_seed(self.seed + 1)
+        sizes = {p.matrix.name: p.matrix.rows if self.model.scale == "row" else p.groups for p in self.model.partitions}
+        return {name: (0.2 + torch.rand(size, generator=draw)).half().float() for name, size in sizes.items()}
+
+    @cached_property
+    def allocation(self) -> BitAllocation:
+        draw = np.random.default_rng(self.seed)
+        bits = {p.matrix.name: tuple(int(b) for b in draw.choice(p.widths, p.groups)) for p in self.model.partitions}
+        return BitAllocation(bits)
+
+    def write(self, path: Path) -> Path:
+        return write_packed(path, self.state, self.scales, self.allocation, self.model, MIDRISE, self.options)
+
+    def simulated(self, partition: Partition) -> torch.Tensor:
+        """What the file must decode to, one row at a time."""
+        name, rows = partition.matrix.name, []
+        for row, bits in enumerate(self.allocation.row_bits(partition)):
+            weight = self.state[name][row : row + 1]
+            scale = self.scales[name][row if self.model.scale == "row" else partition.group_of_row[row]]
+            rows.append(MIDRISE.fake_quantize(weight, scale[None], int(bits)) if bits else torch.zeros_like(weight))
+        return torch.cat(rows)
+
+
+def small_case() -> Case:
+    buckets, sizes = frequency_buckets(np.arange(9), 3)
+    partitions = (
+        Partition(Matrix("words", 9, 5, "word_embedding"), (1, 2, 8), sizes, buckets),
+        Partition(Matrix("query", 6, 5, "query", 0), (0, 2, 3), even_sizes(6, 4)),
+    )
+    case = Case(ByteModel(partitions, {"bias": (6,)}, "row", ""), "", 3)
+    return replace(case, model=replace(case.model, metadata=metadata_text(case.options)))
+
+
+def decoded(packed: PackedFile) -> dict[str, bytes]:
+    """Everything a reader can see, as bytes to compare."""
+    parts = {name: matrix.dequantise(MIDRISE).numpy().tobytes() for name, matrix in packed.matrices.items()}
+    parts |= {name: tensor.numpy().tobytes() for name, tensor in packed.rest.items()}
+    return parts | {"settings": json.dumps(packed.settings, sort_keys=True).encode()}
+
+
+def signed(raw: bytes) -> bytes:
+    """`raw` with the checksum it should have: what a forger can do."""
+    length = int.from_bytes(raw[:8], "little")
+    head, data = raw[: 8 + length], raw[8 + length :]
+    start = head.index(b'sha256\\":\\"') + len(b'sha256\\":\\"')
+    empty = head[:start] + head[start + 64 :]
+    return head[:start] + hashlib.sha256(empty + data).hexdigest().encode() + head[start + 64 :] + data

@@ -24,14 +24,14 @@ from autoquant.core.cost import CHECKSUM_CHARACTERS, ByteModel, header_json
 from autoquant.core.errors import CheckpointError
 from autoquant.core.run import atomic_write_bytes
 from autoquant.core.space import SCALES
-from autoquant.pack.matrix import Layout, PackedMatrix, quantise
+from autoquant.pack.matrix import Layout, PackedMatrix, check_sizes, quantise
 from autoquant.quantizers import QUANTIZERS
 from autoquant.quantizers.base import Quantizer
 
 FORMAT, VERSION = "autoquant", 1
 LENGTH_BYTES = 8  # of the header's length, ahead of it
 ACTIVATION_BITS = {"dynamic": (8, 32), "static": (4, 8)}  # by how a layer's input gets its range
-MOST_BYTES, MOST_HEADER_BYTES = 2**32, 2**24  # no model of this family comes near these; more is refused unread
+MOST_BYTES, MOST_HEADER_BYTES = 2**32, 2**22  # no model of this family comes near these; more is refused unread
 PARTS = {"codes": torch.uint8, "scales": torch.float16, "layout": torch.uint8}
 
 
@@ -173,8 +173,9 @@ def _checked_settings(raw: bytes) -> tuple[bytes, dict[str, Any]]:
         raise CheckpointError("the checksum does not match: the file is truncated or corrupt, copy or pack it again.")
     if not isinstance(settings.get("quantizer"), str) or settings["quantizer"] not in QUANTIZERS:
         raise CheckpointError(f"unknown quantizer {settings.get('quantizer')!r}; known are {', '.join(sorted(QUANTIZERS))}.")
-    if settings.get("scale") not in SCALES or not isinstance(settings.get("row_scales", []), list):
-        raise CheckpointError("its scale is not row or subgroup, or row_scales is no list: corrupt.")
+    names = settings.get("row_scales", [])
+    if settings.get("scale") not in SCALES or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError("its scale is not row or subgroup, or row_scales is no list of names: corrupt.")
     mode = settings.get("activations", "dynamic")
     if not isinstance(mode, str) or settings.get("activation_bits") not in ACTIVATION_BITS.get(mode, ()):
         raise CheckpointError(f"activation_bits {settings.get('activation_bits')!r}, {mode!r}: no such activations; corrupt.")
@@ -200,23 +201,27 @@ def _tensors(raw: bytes) -> dict[str, Tensor]:
 
 
 def _assemble(tensors: dict[str, Tensor], settings: dict[str, Any], header: bytes) -> PackedFile:
-    rest = dict(tensors)
-    matrices = {}
-    for key in tensors:
-        name = key.removesuffix("_layout")
-        if name == key or tensors[key].dtype != torch.uint8:
-            continue
-        parts = {part: _vector(rest, f"{name}_{part}", dtype) for part, dtype in PARTS.items()}
+    rest, row_scales = dict(tensors), frozenset(settings.get("row_scales", []))
+    names = [key.removesuffix("_layout") for key, tensor in tensors.items() if _is_layout(key, tensor)]
+    parts = {name: {part: _vector(rest, f"{name}_{part}", dtype) for part, dtype in PARTS.items()} for name in names}
+    layouts = {}
+    for name in names:
         buckets = _vector(rest, f"{name}_buckets", torch.uint8) if f"{name}_buckets" in rest else None
-        scale = "row" if name in settings.get("row_scales", []) else settings["scale"]
-        matrices[name] = PackedMatrix(parts["codes"], parts["scales"], Layout(parts["layout"], buckets, scale))
-        matrices[name].check(name, QUANTIZERS[settings["quantizer"]].asymmetric)
+        layouts[name] = Layout(parts[name]["layout"], buckets, "row" if name in row_scales else settings["scale"])
+    check_sizes(layouts)
+    matrices = {name: PackedMatrix(parts[name]["codes"], parts[name]["scales"], layouts[name]) for name in names}
+    for name, matrix in matrices.items():
+        matrix.check(name, QUANTIZERS[settings["quantizer"]].asymmetric)
     for name, tensor in rest.items():
         if tensor.dtype != torch.float16 or not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{name}: not float16, or not finite: the file is corrupt.")
         if name.endswith(".input_range") and not bool((tensor.flatten()[:1] > 0).all()):
             raise CheckpointError(f"{name}: its step is not a positive number: the file is corrupt.")
     return PackedFile(matrices, rest, settings, header)
+
+
+def _is_layout(key: str, tensor: Tensor) -> bool:
+    return key.endswith("_layout") and tensor.dtype == torch.uint8
 
 
 def _vector(tensors: dict[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,8 +17,9 @@ from autoquant.core.subgroup import Partition, even_sizes
 from autoquant.pack.bits import pack_rows, unpack_rows
 from autoquant.quantizers.base import Quantizer
 
-# No matrix of this family comes near these; a file that claims more is refused before anything is allocated.
-MOST_ROWS = 2**24
+# No model of this family comes near these; a file that claims more is refused before anything is allocated. Pruned rows take
+# no bytes of a file, so its size alone is no bound.
+MOST_ROWS = 2**22
 MOST_WEIGHTS = 2**30
 
 
@@ -118,11 +120,8 @@ class Layout:
 
     def check(self, name: str) -> None:
         """Raise CheckpointError for a layout that describes no matrix; allocates nothing of the size it claims until then."""
+        check_sizes({name: self})
         groups = len(self.head) - LAYOUT_HEAD_BYTES
-        if groups < 1:
-            raise CheckpointError(f"{name}: a layout of {len(self.head)} bytes holds no sub-group: the file is corrupt.")
-        if not (0 < self.rows <= MOST_ROWS and self.columns > 0 and self.rows * self.columns <= MOST_WEIGHTS):
-            raise CheckpointError(f"{name}: {self.rows} x {self.columns} is no size of a matrix: the file is corrupt.")
         odd = sorted(set(self.bits) - set(SUPPORTED_WIDTHS))
         if groups > self.rows or odd:
             what = f"{odd[0]} bits" if odd else f"{groups} sub-groups for {self.rows} rows"
@@ -133,6 +132,19 @@ class Layout:
             raise CheckpointError(f"{name}: {len(self.buckets)} bytes do not index {self.rows} rows: the file is corrupt.")
         if int(self.group_of_row.max()) >= groups:
             raise CheckpointError(f"{name}: a row is in bucket {int(self.group_of_row.max())} of {groups}: the file is corrupt.")
+
+
+def check_sizes(layouts: Mapping[str, Layout]) -> None:
+    """Raise CheckpointError for sizes that matrices, or all of them together, do not have; allocates nothing of these sizes."""
+    rows = weights = 0
+    for name, layout in layouts.items():
+        if len(layout.head) <= LAYOUT_HEAD_BYTES:
+            raise CheckpointError(f"{name}: a layout of {len(layout.head)} bytes holds no sub-group: the file is corrupt.")
+        if not (0 < layout.rows <= MOST_ROWS and layout.columns > 0 and layout.rows * layout.columns <= MOST_WEIGHTS):
+            raise CheckpointError(f"{name}: {layout.rows} x {layout.columns} is no size of a matrix: the file is corrupt.")
+        rows, weights = rows + layout.rows, weights + layout.rows * layout.columns
+    if rows > MOST_ROWS or weights > MOST_WEIGHTS:
+        raise CheckpointError(f"it claims {rows} rows with {weights} weights: no packed model is that large.")
 
 
 @dataclass(frozen=True, eq=False)

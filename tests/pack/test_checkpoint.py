@@ -1,9 +1,6 @@
-import hashlib
 import json
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,54 +16,10 @@ from autoquant.core.cost import ByteModel
 from autoquant.core.errors import CheckpointError
 from autoquant.core.space import SUPPORTED_WIDTHS
 from autoquant.core.subgroup import Matrix, Partition, even_sizes, frequency_buckets
-from autoquant.pack.checkpoint import PackedFile, metadata_text, read_packed, write_packed
-from autoquant.quantizers import QUANTIZERS
+from autoquant.pack.checkpoint import metadata_text, read_packed, write_packed
+from packed import MIDRISE, Case, signed, small_case
 
-MIDRISE = QUANTIZERS["midrise"]
 ONE_FILE = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@dataclass(frozen=True)
-class Case:
-    """A byte model with random weights, scales and bits of a seed."""
-
-    model: ByteModel
-    note: str
-    seed: int
-
-    @property
-    def options(self) -> dict[str, object]:
-        return {"quantizer": "midrise", "scale": self.model.scale, "activation_bits": 8, "note": self.note}
-
-    @cached_property
-    def state(self) -> dict[str, torch.Tensor]:
-        draw = torch.Generator().manual_seed(self.seed)
-        state = {p.matrix.name: torch.randn(p.matrix.rows, p.matrix.columns, generator=draw) for p in self.model.partitions}
-        return state | {name: torch.randn(shape, generator=draw) for name, shape in self.model.rest.items()}
-
-    @cached_property
-    def scales(self) -> dict[str, torch.Tensor]:
-        draw = torch.Generator().manual_seed(self.seed + 1)
-        sizes = {p.matrix.name: p.matrix.rows if self.model.scale == "row" else p.groups for p in self.model.partitions}
-        return {name: (0.2 + torch.rand(size, generator=draw)).half().float() for name, size in sizes.items()}
-
-    @cached_property
-    def allocation(self) -> BitAllocation:
-        draw = np.random.default_rng(self.seed)
-        bits = {p.matrix.name: tuple(int(b) for b in draw.choice(p.widths, p.groups)) for p in self.model.partitions}
-        return BitAllocation(bits)
-
-    def write(self, path: Path) -> Path:
-        return write_packed(path, self.state, self.scales, self.allocation, self.model, MIDRISE, self.options)
-
-    def simulated(self, partition: Partition) -> torch.Tensor:
-        """What the file must decode to, one row at a time."""
-        name, rows = partition.matrix.name, []
-        for row, bits in enumerate(self.allocation.row_bits(partition)):
-            weight = self.state[name][row : row + 1]
-            scale = self.scales[name][row if self.model.scale == "row" else partition.group_of_row[row]]
-            rows.append(MIDRISE.fake_quantize(weight, scale[None], int(bits)) if bits else torch.zeros_like(weight))
-        return torch.cat(rows)
 
 
 @st.composite
@@ -87,36 +40,10 @@ def cases(draw: st.DrawFn) -> Case:
     return replace(case, model=replace(case.model, metadata=metadata_text(case.options)))
 
 
-def small_case() -> Case:
-    buckets, sizes = frequency_buckets(np.arange(9), 3)
-    partitions = (
-        Partition(Matrix("words", 9, 5, "word_embedding"), (1, 2, 8), sizes, buckets),
-        Partition(Matrix("query", 6, 5, "query", 0), (0, 2, 3), even_sizes(6, 4)),
-    )
-    case = Case(ByteModel(partitions, {"bias": (6,)}, "row", ""), "", 3)
-    return replace(case, model=replace(case.model, metadata=metadata_text(case.options)))
-
-
 @pytest.fixture(scope="module")
 def small_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The bytes of a valid file."""
     return small_case().write(tmp_path_factory.mktemp("packed") / "model.safetensors").read_bytes()
-
-
-def decoded(packed: PackedFile) -> dict[str, bytes]:
-    """Everything a reader can see, as bytes to compare."""
-    parts = {name: matrix.dequantise(MIDRISE).numpy().tobytes() for name, matrix in packed.matrices.items()}
-    parts |= {name: tensor.numpy().tobytes() for name, tensor in packed.rest.items()}
-    return parts | {"settings": json.dumps(packed.settings, sort_keys=True).encode()}
-
-
-def signed(raw: bytes) -> bytes:
-    """`raw` with the checksum it should have: what a forger can do."""
-    length = int.from_bytes(raw[:8], "little")
-    head, data = raw[: 8 + length], raw[8 + length :]
-    start = head.index(b'sha256\\":\\"') + len(b'sha256\\":\\"')
-    empty = head[:start] + head[start + 64 :]
-    return head[:start] + hashlib.sha256(empty + data).hexdigest().encode() + head[start + 64 :] + data
 
 
 @settings(ONE_FILE, max_examples=60)
@@ -184,44 +111,6 @@ def test_refuses_to_write_what_would_not_read_back(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lack activation_bits"):
         metadata_text({"quantizer": "midrise", "scale": "row"})
     assert not list(tmp_path.iterdir())
-
-
-@given(data=st.data())
-@settings(ONE_FILE, max_examples=300)
-def test_any_damage_is_noticed(data: st.DataObject, small_file: bytes, tmp_path: Path) -> None:
-    raw = small_file
-    place = data.draw(st.integers(0, len(raw) - 1))
-    damage = data.draw(st.sampled_from(["flip", "cut", "insert", "append"]))
-    junk = data.draw(st.binary(min_size=1, max_size=9))
-    damaged = {
-        "flip": raw[:place] + bytes([raw[place] ^ (junk[0] or 1)]) + raw[place + 1 :],
-        "cut": raw[:place],
-        "insert": raw[:place] + junk + raw[place:],
-        "append": raw + junk,
-    }[damage]
-    (tmp_path / "damaged").write_bytes(damaged)
-    if damaged == raw:
-        return
-    with pytest.raises(CheckpointError) as caught:
-        read_packed(tmp_path / "damaged")
-    assert "\n" not in str(caught.value)
-
-
-@given(data=st.data())
-@settings(ONE_FILE, max_examples=300)
-def test_a_forged_checksum_gets_no_further_than_an_error_or_a_decode(
-    data: st.DataObject, small_file: bytes, tmp_path: Path
-) -> None:
-    raw = bytearray(small_file)
-    for place in data.draw(st.lists(st.integers(0, len(raw) - 1), min_size=1, max_size=4)):
-        raw[place] = data.draw(st.integers(0, 255) | st.sampled_from(list(b'0123456789"{}[],: ')))
-    try:
-        forged = signed(bytes(raw))
-    except ValueError:  # the checksum's place itself was hit
-        return
-    (tmp_path / "forged").write_bytes(forged)
-    with suppress(CheckpointError):
-        decoded(read_packed(tmp_path / "forged"))
 
 
 def test_signing_reproduces_the_writers_checksum(small_file: bytes) -> None:
