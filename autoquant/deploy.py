@@ -13,6 +13,7 @@ from autoquant.core.errors import DataError, RunError
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.run import RunDirectory, file_sha256
 from autoquant.export import EXPORTERS
+from autoquant.export.card import write_card
 from autoquant.inference import load
 from autoquant.pack.model import load_packed, set_activation_bits
 from autoquant.tasks.data import TaskData
@@ -24,7 +25,7 @@ from autoquant.training.evaluate import collect_logits, predict_logits
 def export_run(
     run_dir: str | Path, name: str, data: TaskData | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Write the file of a format into the run's `model/` and record it in `metrics.json` under `deployed`.
+    """Write the file of a format into the run's `model/` and record it in `metrics.json` under `deployed`, and in the card.
 
     `name`: a row of EXPORTERS. `data`: the run's own task, on whose evaluation rows the file is measured; None leaves it
     unmeasured. Returns the entry: file, bytes, sha256 and, if measured, the metrics and by how much the logits differ
@@ -44,6 +45,7 @@ def export_run(
         metrics = read_metrics(run)
         metrics["deployed"] = {**metrics.get("deployed", {}), name: entry}
         run.write_json("metrics.json", metrics)
+        write_card(run.model_dir, metrics)
     _show(entry, progress)
     return entry
 

@@ -28,7 +28,7 @@ ONNXRUNTIME = """import onnxruntime
 from transformers import AutoTokenizer
 
 inputs = AutoTokenizer.from_pretrained(".")(["{text}"], truncation=True, return_tensors="np")
-print(onnxruntime.InferenceSession("{file}").run(None, dict(inputs))[0])"""
+print(onnxruntime.InferenceSession("{file}").run(["logits"], dict(inputs)))"""
 
 
 def write_card(folder: Path, metrics: Mapping[str, Any], base_model: str | None = None) -> Path:
@@ -53,7 +53,7 @@ def _name(metrics: Mapping[str, Any], base_model: str | None) -> str:
 
 
 def _front_matter(metrics: Mapping[str, Any], base_model: str | None) -> ModelCardData:
-    names = sorted(next(iter(metrics["deployed"].values()))["metrics"])
+    names = sorted({name for entry in metrics["deployed"].values() for name in entry.get("metrics", {})})
     return ModelCardData(
         library_name="autoquant",
         base_model=base_model,
