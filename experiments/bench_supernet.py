@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,11 +103,11 @@ def plain_step(teacher: nn.Module | None = None) -> Step:
 def supernet_step(space: str, activation_bits: int, teacher: nn.Module | None = None) -> Step:
     """The relaxed model: soft sample of all widths, forward, backward, size, AdamW of weights and scales, Adam of logits."""
     supernet, data = supernet_of(space, activation_bits), batch()
-    weights = torch.optim.AdamW(
-        [{"params": supernet.weight_parameters()}, {"params": supernet.scale_parameters(), "weight_decay": 0.0}],
-        lr=1e-5,
-        fused=True,
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": supernet.weight_parameters()},
+        {"params": supernet.scale_parameters(), "weight_decay": 0.0},
+    ]
+    weights = torch.optim.AdamW(groups, lr=1e-5, fused=True)
     bits = torch.optim.Adam(supernet.architecture_parameters(), lr=1e-3)
     outputs = teacher_of(teacher) if teacher else None
 

@@ -7,14 +7,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import tyro
+from ablation import ROWS
+from scipy.stats import spearmanr
 
+from autoquant.core.allocation import BitAllocation
 from autoquant.core.settings import Recipe, from_mapping
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +78,71 @@ def allocations() -> str:
     return "\n".join([*lines, "", f"{about} {note}"])
 
 
+def ablation(folder: Path = RESULTS / "ablation") -> str:
+    """Row x task and ratio: mean and range of the metric on held-out training rows, bytes before repair, seconds."""
+    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    for cell in cells:
+        for key in ("teacher_sha256", "data_sha256"):
+            alike = [c for c in cells if (c["task"], c["scored"]) == (cell["task"], cell["scored"])]
+            if any(c[key] != cell[key] for c in alike):
+                raise SystemExit(f"The ablation's cells of {cell['task']} differ in {key}: measure the older ones again.")
+    measured = [cell for cell in cells if cell["scored"] == "train" and cell["row"] in ROWS]
+    for name in {cell["row"] for cell in measured} - {"equal-compute"}:
+        recipes = [from_mapping(Recipe, cell["recipe"], "cell") for cell in measured if cell["row"] == name]
+        if any(recipe != recipes[0] for recipe in recipes):
+            raise SystemExit(f"The ablation's cells of row {name} differ in recipe: measure the older ones again.")
+    columns = sorted({(cell["task"], cell["ratio"]) for cell in measured}, reverse=True)
+    lines = [
+        f"| | {' | '.join(f'{task} {ratio:g}x' for task, ratio in columns)} | before repair | search s | recovery s |",
+        f"|---{'|---' * len(columns)}|---|---|---|",
+    ]
+    for name, row in ROWS.items():
+        own = [cell for cell in measured if cell["row"] == name]
+        values = [_spread([c for c in own if (c["task"], c["ratio"]) == column]) for column in columns]
+        off = [c["derived_bytes"] / c["budget_bytes"] - 1 for c in own if c["derived_bytes"]]
+        spent = [f"{np.median([c['seconds'][k] for c in own]):.0f}" if own else "" for k in ("search", "recover")]
+        error = f"{100 * np.mean(off):+.1f} %" if off else ""
+        lines.append(f"| {row.about} | {' | '.join(values)} | {error} | {' | '.join(spent)} |")
+    return "\n".join([*lines, "", *_ranks(cells), *_stability(measured)])
+
+
+def _spread(cells: list[dict[str, Any]]) -> str:
+    values = [100 * cell["metrics"][cell["metric"]] for cell in cells]
+    if not values:
+        return "missing"
+    return f"{np.mean(values):.2f}" + (f" ({min(values):.2f} to {max(values):.2f}, n={len(values)})" if len(values) > 1 else "")
+
+
+def _ranks(cells: list[dict[str, Any]]) -> list[str]:
+    """Spearman's correlation of the supernet's loss with the recovered metric, over random allocations of one size."""
+    lines = []
+    random = [cell for cell in cells if "supernet_loss" in cell]
+    for task, ratio in sorted({(cell["task"], cell["ratio"]) for cell in random}):
+        own = [cell for cell in random if (cell["task"], cell["ratio"]) == (task, ratio)]
+        found = spearmanr([-c["supernet_loss"] for c in own], [c["metrics"][c["metric"]] for c in own])
+        about = f"Over {len(own)} random allocations of {task} {ratio:g}x the searched supernet's held-out loss and the recovered"
+        lines.append(f"{about} metric have a rank correlation of {found.statistic:.2f} (p = {found.pvalue:.2f}).")
+    return lines
+
+
+def _stability(cells: list[dict[str, Any]]) -> list[str]:
+    """How many sub-groups get the same bits under another seed."""
+    lines = []
+    default = [cell for cell in cells if cell["row"] == "default"]
+    for task, ratio in sorted({(cell["task"], cell["ratio"]) for cell in default}):
+        own = [c["allocation"] for c in default if (c["task"], c["ratio"]) == (task, ratio)]
+        shares = [_share_alike(a, b) for a, b in itertools.combinations(own, 2)]
+        if shares:
+            lines.append(f"Of {task} {ratio:g}x, {np.mean(shares):.0%} of the sub-groups get the same bits under another seed.")
+    return lines
+
+
+def _share_alike(one: dict[str, Any], other: dict[str, Any]) -> float:
+    first, second = BitAllocation.from_json(one).bits, BitAllocation.from_json(other).bits
+    pairs = [(a, b) for name in first for a, b in zip(first[name], second[name], strict=False)]
+    return sum(a == b for a, b in pairs) / len(pairs)
+
+
 def _cell(rows: pd.DataFrame) -> str:
     if rows.empty:
         return "missing"
@@ -81,6 +152,8 @@ def _cell(rows: pd.DataFrame) -> str:
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     tables = {"allocations": allocations()}
+    if any((RESULTS / "ablation").glob("*.json")):
+        tables["ablation"] = ablation()
     for name, table in tables.items():
         print(table)
         if options.write:

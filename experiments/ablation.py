@@ -1,0 +1,303 @@
+"""What matters in the search? `default` minus each of its parts, and the choices beside them; one cell a row, ratio and seed.
+
+    python experiments/ablation.py --data-dir glue                                    # every row on SST-2, 15x and 25x, seed 0
+    python experiments/ablation.py --data-dir glue --task mrpc --rows default gates --seeds 0 1 2
+    python experiments/ablation.py --data-dir glue --rows rank --ratios 25            # 20 random allocations of one size
+
+Scored on training rows that no row has trained on (SST-2: the next 2,000 by hash after the 5,000; other tasks: a held-out tenth),
+so that choosing among rows reads no dev set; `--score dev` is for the before and after. Each cell writes
+`results/ablation/<cell>.json`; cells that are there are skipped. `python experiments/tables.py` makes the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from autoquant import method, pipeline
+from autoquant.assets import default_backbone
+from autoquant.core.cost import SizeBudget
+from autoquant.core.progress import TerminalProgress
+from autoquant.core.run import RunDirectory, atomic_write_text, file_sha256, versions
+from autoquant.core.settings import Recipe, from_mapping, load_preset
+from autoquant.core.space import load_space
+from autoquant.strategies import STRATEGIES, SearchResult
+from autoquant.tasks.data import TaskData
+from autoquant.tasks.load import load_glue
+from autoquant.training.batches import Encoded, encode
+from autoquant.training.distillation import distillation_loss
+from autoquant.workspace import Blueprint, Machine, Workspace
+
+RESULTS = Path(__file__).parent / "results" / "ablation"
+SCORED_ROWS, SCORED_SHARE = 2000, 0.1
+RANDOM_ALLOCATIONS = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One change to the recipe: `changes` as a preset would write them; `scale` instead of the space's."""
+
+    about: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    strategy: str = "dnas"
+    scale: str | None = None
+
+    def recipe(self, preset: str) -> Recipe:
+        settings = dataclasses.asdict(load_preset(preset))
+        for key, value in self.changes.items():
+            settings[key] = {**settings[key], **value} if isinstance(value, Mapping) else value
+        return from_mapping(Recipe, settings, "ablation")
+
+
+SEARCH = "search"
+ROWS: dict[str, Row] = {
+    "default": Row("default"),
+    "uniform": Row("uniform bits", strategy="uniform"),
+    "equal-compute": Row("uniform bits, recovered for as long as search and recovery took", strategy="uniform"),
+    # default minus ...
+    "distillation": Row("- distillation", {"distillation": {"logits": 0.0, "hidden": 0.0, "cross_entropy": 1.0}}),
+    "gates": Row("- gates (0 in the softmax)", {SEARCH: {"zero": "softmax"}}),
+    "structure": Row("structural gates", {"space": "structured"}),
+    "scales": Row("- learned scales", {SEARCH: {"scale_learning_rate": 0.0}, "recovery": {"scale_learning_rate": 0.0}}),
+    "prior": Row("- prior", {SEARCH: {"prior_strength": 0.0}}),
+    "bilevel": Row("- bilevel split", {SEARCH: {"bilevel": False}}),
+    "knapsack": Row("- knapsack (argmax and repair)", {SEARCH: {"derive": "argmax"}}),
+    "search": Row("- search (prior and knapsack alone)", strategy="fisher"),
+    "recovery": Row("- recovery", {"recovery": {"steps": 0, "mrem_steps": 0}}),
+    # size terms
+    "piecewise-log": Row("AQ-BERT's piecewise log", {SEARCH: {"size_term": "piecewise_log"}}),
+    "soft-barrier": Row(
+        "BP-NAS's soft barrier", {SEARCH: {"size_term": "soft_barrier", "size_weight": 0.1, "one_hot_weight": 0.1}}
+    ),
+    # group sizes and scale granularity
+    "groups-1": Row("1 group a matrix", {"space": "layer"}),
+    "groups-128": Row("128 groups a matrix", {"space": "groups128"}),
+    "groups-rows": Row("a group a row", {"space": "rows"}),
+    "heads-subgroup": Row("a scale per sub-group", scale="subgroup"),
+    "groups-1-subgroup": Row("1 group, a scale per sub-group", {"space": "layer"}, scale="subgroup"),
+    "groups-128-subgroup": Row("128 groups, a scale per sub-group", {"space": "groups128"}, scale="subgroup"),
+    # start and schedule
+    "no-warm-up": Row("bits open from the start", {SEARCH: {"warmup": 0.0}}),
+    "late": Row("bits open after half of the steps", {SEARCH: {"warmup": 0.5}}),
+    "constant-temperature": Row("temperature 1 throughout", {SEARCH: {"temperature_end": 1.0}}),
+    "cold": Row("temperature falls to 0.05", {SEARCH: {"temperature_end": 0.05}}),
+    "short": Row("100 search steps", {SEARCH: {"steps": 100}}),
+    "long": Row("600 search steps", {SEARCH: {"steps": 600}}),
+    "hard": Row("hard sampling", {SEARCH: {"sampling": "hard"}}),
+    "second-order": Row("second order", {SEARCH: {"unrolled": 1e-4}}),
+    "continue": Row("recovery goes on from the searched weights", {"recovery": {"start": "search"}}),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Cells to measure: every combination of rows, ratios and seeds."""
+
+    data_dir: Path
+    task: str = "sst2"
+    rows: tuple[str, ...] = tuple(ROWS)
+    """Names of ROWS, or `rank`: 20 random allocations, the supernet's held-out loss beside the recovered metric."""
+    ratios: tuple[float, ...] = (15, 25)
+    seeds: tuple[int, ...] = (0,)
+    score: Literal["train", "dev"] = "train"
+    """What cells are scored on: held-out training rows, or the dev set (for the before and after only)."""
+    preset: str = "default"
+    train_rows: int = 5000
+    max_length: int = 64
+    runs: Path = Path("runs/ablation")
+    threads: int = 2
+    model: str | None = None
+    """Bare encoder instead of the embedded one."""
+    teacher: Path | None = None
+    """A fine-tuned teacher; without it one is trained in `runs`/<task>-teacher, or taken from there."""
+    results: Path = RESULTS
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    unknown = sorted(set(options.rows) - {*ROWS, "rank"})
+    if unknown:
+        raise SystemExit(f"No row '{unknown[0]}'; known are {', '.join(ROWS)} and rank.")
+    data = task_data(options)
+    teacher = options.teacher or train_teacher(options, data)
+    for seed, ratio, name in itertools.product(options.seeds, options.ratios, options.rows):
+        if name == "rank":
+            rank(options, data, teacher, ratio, seed)
+        elif not cell_file(options, name, ratio, seed).exists():
+            measure(options, data, teacher, name, ratio, seed)
+
+
+def task_data(options: Options) -> TaskData:
+    """Training rows, and what cells are scored on, which no training row's text is in."""
+    data = load_glue(options.task, options.data_dir)
+    if options.task == "sst2":
+        train = data.train.subsample(options.train_rows)
+        more = data.train.subsample(options.train_rows + SCORED_ROWS)
+        scored = more.select(range(len(train), len(more)))
+    else:
+        train, scored = data.train.split(SCORED_SHARE, salt="ablation")
+    if options.score == "dev":
+        return dataclasses.replace(data, train=train)
+    known = set(train.text_hashes())
+    fresh = [row for row, text in enumerate(scored.text_hashes()) if text not in known]
+    return dataclasses.replace(data, train=train, evaluation=scored.select(fresh))
+
+
+def train_teacher(options: Options, data: TaskData) -> Path:
+    """One teacher for all cells of a task, trained to its plateau on the default seed."""
+    folder, _ = pipeline.finetune_teacher(
+        options.model or default_backbone(),
+        data,
+        recipe=load_preset(options.preset),
+        run_dir=options.runs / f"{options.task}-teacher",
+        max_length=options.max_length,
+        machine=Machine(threads=options.threads),
+        resume=True,
+        progress=TerminalProgress(),
+    )
+    return folder
+
+
+def cell_name(options: Options, row: str, ratio: float, seed: int) -> str:
+    scored = "" if options.score == "train" else "-dev"
+    return f"{options.task}-{ratio:g}x-{row}-seed{seed}{scored}"
+
+
+def cell_file(options: Options, row: str, ratio: float, seed: int) -> Path:
+    return options.results / f"{cell_name(options, row, ratio, seed)}.json"
+
+
+@contextmanager
+def workspace(options: Options, data: TaskData, teacher: Path, name: str, recipe: Recipe, seed: int) -> Iterator[Workspace]:
+    """A run directory of one recipe."""
+    row = ROWS[name.split("/")[-1]]
+    space = load_space(recipe.space)
+    space = dataclasses.replace(space, scale=row.scale) if row.scale else space
+    blueprint = Blueprint.draw(str(teacher), data, recipe, options.max_length, trim_positions=False, space=space)
+    settings = {
+        "recipe": dataclasses.asdict(recipe),
+        "scale": space.scale,
+        "data": [data.train.sha256(), data.evaluation.sha256()],
+        "teacher": file_sha256(teacher / "model.safetensors"),
+        "max_length": options.max_length,
+        "threads": options.threads,
+        "seed": seed,
+    }
+    with RunDirectory.open(options.runs / name, settings, resume=True) as run:
+        yield Workspace(blueprint, run, TerminalProgress(), Machine(threads=options.threads), seed)
+
+
+def measure(options: Options, data: TaskData, teacher: Path, name: str, ratio: float, seed: int) -> None:
+    """Search, recover, pack and score one cell; the run directory goes when the cell is written, but for `default`'s."""
+    row, cell = ROWS[name], cell_name(options, name, ratio, seed)
+    recipe = row.recipe(options.preset)
+    if name == "equal-compute":
+        recipe = as_long(options, recipe, ratio, seed)
+    with workspace(options, data, teacher, f"{cell}/{name}", recipe, seed) as shared:
+        shared.progress.say(f"Cell {cell}")
+        budget = SizeBudget.ratio(ratio, shared.blueprint.full_bytes())
+        result = shared.search(row.strategy, budget)
+        write_cell(options, shared, name, ratio, row.strategy, result, budget, cell, {})
+    if name != "default":
+        shutil.rmtree(options.runs / cell)
+
+
+def as_long(options: Options, recipe: Recipe, ratio: float, seed: int) -> Recipe:
+    """As many recovery steps as fill the seconds that `default`'s search and recovery took together."""
+    path = cell_file(options, "default", ratio, seed)
+    if not path.exists():
+        raise SystemExit(f"The row equal-compute needs {path.name}: measure the row default first.")
+    spent = json.loads(path.read_text())["seconds"]
+    steps = round(recipe.recovery.steps * (spent["search"] + spent["recover"]) / spent["recover"])
+    return dataclasses.replace(recipe, recovery=dataclasses.replace(recipe.recovery, steps=steps))
+
+
+def write_cell(
+    options: Options,
+    shared: Workspace,
+    name: str,
+    ratio: float,
+    label: str,
+    result: SearchResult,
+    budget: SizeBudget,
+    cell: str,
+    more: Mapping[str, Any],
+) -> None:
+    """Recover and score an allocation, and write everything a table needs."""
+    blueprint, folder = shared.blueprint, shared.run.path / "cells" / cell
+    scored: Encoded = encode(blueprint.source.tokenizer, blueprint.data.evaluation, blueprint.max_length)
+    built = method.build(shared, result, budget, label, folder)
+    metrics, seconds = method.measure(shared, folder, label, scored), shared.run.seconds()
+    content: dict[str, Any] = {
+        "task": options.task,
+        "row": name,
+        "ratio": ratio,
+        "seed": shared.seed,
+        "scored": options.score,
+        "budget_bytes": budget.bytes,
+        "file_bytes": built["file_bytes"],
+        "derived_bytes": result.derived_bytes,
+        "metric": blueprint.data.task.metric,
+        "metrics": metrics,
+        "full_precision": method.evaluate(shared, shared.teacher, scored),
+        "seconds": {"search": seconds.get(f"search-{label}", 0.0), "recover": seconds[f"recover-{label}"]},
+        "recipe": dataclasses.asdict(blueprint.recipe),
+        "scale": blueprint.space.scale,
+        "teacher_sha256": shared.teacher_hash,
+        "data_sha256": shared.data_hashes(),
+        "allocation": result.allocation.to_json(),
+        "versions": versions(),
+        **more,
+    }
+    atomic_write_text(options.results / f"{cell}.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+# Does the supernet's loss say which allocation is better? -------------------------------------------------------------
+
+
+def rank(options: Options, data: TaskData, teacher: Path, ratio: float, seed: int) -> None:
+    """Random allocations of one size: the searched supernet's held-out loss, and the metric after recovery, a cell each."""
+    names = [f"rank{index:02d}" for index in range(RANDOM_ALLOCATIONS)]
+    todo = [index for index, name in enumerate(names) if not cell_file(options, name, ratio, seed).exists()]
+    if not todo:
+        return
+    run = f"{cell_name(options, 'default', ratio, seed)}/default"
+    with workspace(options, data, teacher, run, ROWS["default"].recipe(options.preset), seed) as shared:
+        budget = SizeBudget.ratio(ratio, shared.blueprint.full_bytes())
+        searched = shared.search("dnas", budget)
+        problem = shared.problem(budget, "rank")
+        for index in todo:
+            context = dataclasses.replace(problem.context, seed=1000 + index)
+            result = STRATEGIES["random"].search(dataclasses.replace(problem, context=context))
+            more = {"supernet_loss": held_out_loss(shared, result, searched)}
+            cell = cell_name(options, names[index], ratio, seed)
+            write_cell(options, shared, names[index], ratio, names[index], result, budget, cell, more)
+
+
+@torch.no_grad()
+def held_out_loss(shared: Workspace, result: SearchResult, searched: SearchResult) -> float:
+    """Distillation loss (logits) of an allocation under the searched weights, on the part that only the bits saw."""
+    supernet = shared.frozen_supernet(result.allocation, searched.searched).to(shared.context.device).eval()
+    outputs = shared.outputs.part(len(shared.train), len(shared.train_all))
+    terms = dataclasses.replace(shared.blueprint.recipe.distillation, hidden=0.0)
+    losses = []
+    for indices in outputs.data.by_length(32):
+        batch = outputs.data.collate(indices, shared.context.device)
+        losses.append((distillation_loss(supernet, batch, outputs.batch(indices), terms).item(), len(indices)))
+    values, weights = zip(*losses, strict=True)
+    return float(np.average(values, weights=weights))
+
+
+if __name__ == "__main__":
+    main()
