@@ -1,4 +1,4 @@
-"""What can a person ask for? plan, finetune, search, apply, evaluate, report, export: typed dataclasses, one a command."""
+"""What can a person ask for? plan, search, pareto, apply ...: typed dataclasses, one a command."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 import math
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -303,6 +303,157 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Pareto:
+    """Measure the front: whole runs under several budgets and seeds, kept in a study that other processes can join.
+
+    Example: autoquant pareto --budgets 3,4,6,8,12 --seeds 0 1 --run-dir runs/front
+
+    Between two sizes: autoquant pareto --budgets 3,12 --points 8
+
+    Settings too: autoquant pareto --budgets 4,8 --strategies dnas --trials 40 --tune space=default,rows recovery.steps=200:800
+    """
+
+    budgets: tuple[str, ...]
+    """Sizes in MiB: 3,4,6,8,12."""
+    model: str | None = None
+    """Fine-tuned classifier or bare encoder: a directory or hub id; without it the embedded MiniLM."""
+    data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
+    machine: Annotated[MachineOptions, Flat] = field(default_factory=MachineOptions)
+    preset: str = "default"
+    """Recipe: a name in autoquant/presets or a TOML file; single settings below override it."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    run_dir: Path = Path("runs/pareto")
+    """Where everything goes."""
+    points: int | None = None
+    """So many budgets between the two of --budgets, evenly on a log scale."""
+    count: Literal["file", "encoder"] = "file"
+    """What the budgets count: the whole file, or only codes and scales of the encoder, as papers do."""
+    strategies: tuple[str, ...] = ("dnas", "uniform")
+    """What to measure under every budget: dnas, uniform, random, reversed, fisher."""
+    seeds: tuple[int, ...] = (0,)
+    """Each budget is measured with every seed."""
+    reuse_search: bool = True
+    """One search a seed serves all budgets; --no-reuse-search runs a fresh one for each."""
+    tune: tuple[str, ...] = ()
+    """Recipe settings to search besides, as NAME=LOW:HIGH or NAME=A,B; judged on a fifth of the training file."""
+    trials: int = 0
+    """How many trials --tune may take."""
+    sampler: Literal["tpe", "nsga2"] = "tpe"
+    """Who proposes the trials of --tune."""
+    storage: str | None = None
+    """Where the study is: an SQLAlchemy URL (postgresql://...) or the path of a journal file; a SQLite file if not given."""
+    study: str | None = None
+    """Its name there; that of the run directory if not given."""
+    max_length: int = 128
+    """Longer texts are cut at this many tokens."""
+    trim_positions: bool = False
+    """Drop position embeddings past --max-length."""
+    resume: bool = False
+    """Go on with an interrupted sweep, and try failed trials again."""
+    patience_seconds: float = 90.0
+    """A trial whose worker has not been heard of for so long is run again."""
+
+    def run(self, progress: Progress) -> None:
+        import dataclasses
+
+        from autoquant.pareto.sweep import sweep
+
+        sweep(
+            self.model,
+            self.data.load(),
+            budgets=_numbers(self.budgets),
+            points=self.points,
+            count=self.count,
+            strategies=self.strategies,
+            seeds=self.seeds,
+            recipe=self.recipe,
+            run_dir=self.run_dir,
+            reuse_search=self.reuse_search,
+            tune=dict(_named(text) for text in self.tune),
+            trials=self.trials,
+            sampler=self.sampler,
+            storage=self.storage,
+            study_name=self.study,
+            max_length=self.max_length,
+            trim_positions=self.trim_positions,
+            machine=_machine(self.machine),
+            resume=self.resume,
+            progress=progress,
+            patience=self.patience_seconds,
+            data_source={k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self.data).items()},
+        )
+
+
+@dataclass(frozen=True)
+class ParetoWorker:
+    """Join a sweep that `autoquant pareto` has begun, from this machine or another, and run trials until none is left.
+
+    Example: autoquant pareto-worker --study front --storage postgresql://me@host/studies --run-dir runs/front
+    """
+
+    study: str
+    """The sweep's name."""
+    storage: str
+    """Where its study is: an SQLAlchemy URL or the path of a journal file."""
+    run_dir: Path = Path("runs/pareto")
+    """The sweep's folder, or one of this machine's own."""
+    model: str | None = None
+    """Where the sweep's model is here, if elsewhere."""
+    data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
+    patience_seconds: float = 90.0
+    """A trial whose worker has not been heard of for so long is run again."""
+
+    def run(self, progress: Progress) -> None:
+        from autoquant.pareto.worker import join
+
+        def load(recorded: Mapping[str, Any] | None) -> TaskData:
+            return (self.data if self.data != DataOptions() or recorded is None else _data_options(recorded)).load()
+
+        join(
+            self.study,
+            self.storage,
+            load,
+            run_dir=self.run_dir,
+            model=self.model,
+            progress=progress,
+            patience=self.patience_seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Select:
+    """Pick a point of a sweep, and export it as allocation.json and packed model.
+
+    Example: autoquant select runs/front --max-mib 5 --output runs/chosen
+    """
+
+    sweep: Annotated[Path, tyro.conf.Positional]
+    """A sweep's folder, or its pareto.json."""
+    max_mib: float | None = None
+    """The best mean metric at this size or less."""
+    min_metric: float | None = None
+    """The smallest whose mean metric is this or more."""
+    output: Path | None = None
+    """An empty folder for the point; without it, it is only named."""
+
+    def run(self, progress: Progress) -> None:
+        from autoquant.pareto.results import Sweep
+        from autoquant.pareto.select import chosen_point, export, select
+
+        sweep = Sweep.read(self.sweep)
+        point = chosen_point(select(sweep, self.max_mib, self.min_metric))
+        size = f"{point.file_bytes:,} bytes ({point.file_bytes / 2**20:.2f} MiB)"
+        progress.say(f"{point.cell}: {sweep.metric} {point.metric:.4f}, {size}")
+        if self.output is None:
+            return
+        folder = self.sweep if self.sweep.is_dir() else self.sweep.parent
+        if export(folder, point, self.output):
+            progress.say(f"Packed model and allocation.json in {self.output}")
+        else:
+            progress.say(f"Its packed model is not here. Make it again: autoquant apply {self.output / 'allocation.json'}")
+
+
+@dataclass(frozen=True)
 class Report:
     """Write report.html of a finished run or a sweep again; both write it themselves when they end.
 
@@ -339,7 +490,7 @@ class Export:
         export_run(self.run_dir, f"{self.format}-{self.tail}", _data_of_run(self.run_dir, self.data), progress)
 
 
-Command = Plan | Finetune | Search | Apply | Evaluate | Report | Export
+Command = Plan | Finetune | Search | Apply | Evaluate | Pareto | ParetoWorker | Select | Report | Export
 
 
 def _data_of_run(run_dir: Path, options: DataOptions) -> TaskData | None:
@@ -354,6 +505,26 @@ def _data_of_run(run_dir: Path, options: DataOptions) -> TaskData | None:
             return None
         options = dataclasses.replace(options, task=task if task in get_args(Glue) else None)
     return options.load()
+
+
+def _numbers(texts: Sequence[str]) -> list[float]:
+    """`3,4 6` -> 3.0, 4.0, 6.0."""
+    try:
+        return [float(part) for text in texts for part in text.split(",") if part]
+    except ValueError as error:
+        raise BudgetError(f"--budgets {' '.join(texts)} are not sizes in MiB: give e.g. --budgets 3,4,6,8,12.") from error
+
+
+def _named(text: str) -> tuple[str, str]:
+    """`name=range` -> (name, range)."""
+    name, _, range_ = text.partition("=")
+    return name, range_
+
+
+def _data_options(recorded: Mapping[str, Any]) -> DataOptions:
+    """Data options as a study keeps them."""
+    paths = {name: Path(recorded[name]) for name in ("data_dir", "train_file", "eval_file") if recorded[name]}
+    return DataOptions(**{**recorded, **paths, "text_column": tuple(recorded["text_column"])})
 
 
 def _machine(options: MachineOptions) -> Machine:
@@ -384,6 +555,9 @@ def parse(arguments: Sequence[str]) -> Command:
         "search": Annotated[Search, tyro.conf.subcommand("search", default=Search(recipe=recipe))],
         "apply": Annotated[Apply, tyro.conf.subcommand("apply")],
         "evaluate": Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
+        "pareto": Annotated[Pareto, tyro.conf.subcommand("pareto", default=Pareto(budgets=tyro.MISSING, recipe=recipe))],
+        "pareto-worker": Annotated[ParetoWorker, tyro.conf.subcommand("pareto-worker")],
+        "select": Annotated[Select, tyro.conf.subcommand("select")],
         "report": Annotated[Report, tyro.conf.subcommand("report")],
         "export": Annotated[Export, tyro.conf.subcommand("export")],
     }

@@ -52,6 +52,14 @@ class RunResult:
         return load(self.model_dir)
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What a run takes over instead of doing it: `adopt` puts it into the run's workspace, `origin` says where it is from."""
+
+    origin: str
+    adopt: Callable[[Workspace], None]
+
+
 def resolve_budget(budget: Budget, blueprint: Blueprint) -> SizeBudget:
     """A budget in bytes; a callable is given the full-precision bytes of the file and of the encoder."""
     return budget if isinstance(budget, SizeBudget) else budget(blueprint.full_bytes("file"), blueprint.full_bytes("encoder"))
@@ -72,11 +80,13 @@ def search(
     machine: Machine | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    shared: Shared | None = None,
 ) -> RunResult:
     """Search, recover, pack and measure; the controls run with the same everything.
 
     `model`: a directory or hub id (None = the embedded MiniLM). `train`, `evaluation`: rows (text, label) or ((text, text),
     label); or `train` alone, a task from `autoquant.tasks.load` that has both; or neither, for the embedded reviews.
+    `shared`: what a sweep has prepared for all its trials.
     Raises an AutoquantError, before any training, for input that cannot work.
     """
     recipe, machine, progress = recipe or load_preset("default"), machine or Machine(), progress or SilentProgress()
@@ -98,9 +108,13 @@ def search(
         "trim_positions": trim_positions,
         "machine": machine.identity(),
     }
+    settings |= {"shared": shared.origin} if shared else {}
     expected = 6 * blueprint.full_bytes()
     with RunDirectory.open(run_dir, settings, resume, expected_bytes=expected) as run:
-        return _run(Workspace(blueprint, run, progress, machine, seed), size, recipe.search.strategy, controls)
+        workspace = Workspace(blueprint, run, progress, machine, seed)
+        if shared:
+            shared.adopt(workspace)
+        return _run(workspace, size, recipe.search.strategy, controls)
 
 
 def as_task(train: TaskData | Iterable[Row] | None, evaluation: Iterable[Row] | None) -> TaskData | None:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -325,6 +325,20 @@ class Workspace:
         scales = initial_scales(self.teacher, table, blueprint.quantizer, moments, blueprint.space.scale == "row")
         return {"scales": scales, "ranges": input_ranges(self.teacher, blueprint.ranged, data, device)}
 
+    def prepared(self) -> dict[str, dict[str, Any]]:
+        """The states that `calibration` consists of, for another run of the same inputs to adopt; computed if need be."""
+        _ = self.calibration
+        return {name: self.run.load_state(name) or {} for name in ("starting-point", "calibration")}
+
+    def adopt(self, states: Mapping[str, dict[str, Any]], results: Mapping[str, SearchResult]) -> None:
+        """Start from what another run of the same inputs prepared, and from search results by strategy.
+
+        What this run has already stays.
+        """
+        for name, state in {**states, **{_result_name(s): _result_state(result) for s, result in results.items()}}.items():
+            if self.run.load_state(name) is None:
+                self.run.save_state(name, state)
+
     @cached_property
     def outputs(self) -> TeacherOutputs:
         """The teacher's outputs on the whole training file: what the search sees first, then what it holds out."""
@@ -391,7 +405,7 @@ class Workspace:
         """Run a strategy under the run's budget, or read the result of its finished stage."""
         check_strategies([strategy])
         stage = f"search-{strategy}"
-        name = f"{stage}-result"
+        name = _result_name(strategy)
         saved = self.run.load_state(name)
         if saved is None:
             problem = self.problem(budget, stage)
@@ -407,6 +421,10 @@ class Workspace:
         """sha256 of training and evaluation data."""
         data = self.blueprint.data
         return {"train": data.train.sha256(), "evaluation": data.evaluation.sha256()}
+
+
+def _result_name(strategy: str) -> str:
+    return f"search-{strategy}-result"
 
 
 def _result_state(result: SearchResult) -> dict[str, Any]:

@@ -203,10 +203,10 @@ class RunDirectory:
         if not resume:
             state = "finished" if self.is_finished else "unfinished"
             raise RunError(f"{self.path} already holds a run ({state}): use --resume to go on or another --run-dir.")
-        differences = _differences(self.info()["settings"], settings)
-        if differences:
+        changed = differences(self.info()["settings"], settings)
+        if changed:
             raise RunError(
-                f"{self.path} was started with other settings ({'; '.join(differences)}): resume with the same ones or give "
+                f"{self.path} was started with other settings ({'; '.join(changed)}): resume with the same ones or give "
                 "another --run-dir."
             )
 
@@ -402,7 +402,7 @@ def _free_bytes(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`key: was ..., now ...` for each differing setting, nested keys joined by dots."""
     before, after = dict(_flat(old)), dict(_flat(new))
     keys = sorted(before.keys() | after.keys())

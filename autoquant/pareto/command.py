@@ -15,24 +15,32 @@ EMBEDDED = "movies"
 
 
 def run_command(settings: Mapping[str, Any]) -> str:
-    """The command of a run from the settings in its run.json."""
-    return search_command(settings) if "recipe" in settings else apply_command(settings)
+    """The command of a run from the settings in its run.json; a sweep's trial, whose search was shared, is applied again."""
+    searched = "recipe" in settings and "shared" not in settings
+    return search_command(settings) if searched else apply_command(settings)
 
 
 def apply_command(settings: Mapping[str, Any]) -> str:
     """`autoquant apply ...`; the allocation's own file stands in model/."""
     parts = ["autoquant", "apply", "model/allocation.json", "--model", settings["model"]]
-    return shlex.join([*parts, *machine_options(settings["machine"]), *([] if settings["recovery"] else ["--no-recovery"])])
+    return shlex.join(
+        [*parts, *machine_options(settings["machine"]), *([] if settings.get("recovery", True) else ["--no-recovery"])]
+    )
 
 
 def search_command(settings: Mapping[str, Any]) -> str:
     """`autoquant search ...` from the settings in run.json; only what differs from the defaults is spelled out."""
     budget = settings["budget"]
     parts = ["autoquant", "search", "--model", settings["model"], *data_options(settings["task"])]
-    parts += ["--budget-mib", repr(budget["bytes"] / MIB)]
+    parts += ["--budget-mib", mib_number(budget["bytes"])]
     parts += ["--count", budget["count"]] if budget["count"] != "file" else []
     parts += ["--controls", *settings["controls"]]
     return shlex.join([*parts, *common_options(settings)])
+
+
+def mib_number(size: int) -> str:
+    """Bytes as a number of MiB that gives the same bytes back: as short as it can be."""
+    return next(text for text in (f"{size / MIB:g}", repr(size / MIB)) if int(float(text) * MIB) == size)
 
 
 def data_options(task: str) -> list[str]:

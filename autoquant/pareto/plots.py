@@ -16,6 +16,7 @@ Manifest = Mapping[str, Any]
 LogLine = Mapping[str, Any]
 
 ENCODER_KINDS = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
+UNIT_KINDS = {"head": ("query", "key", "value", "attention_output"), "ffn": ("ffn_in", "ffn_out")}
 COLOURS = {"dnas": "#1b5fc1", "uniform": "#e07b00", "random": "#8a8a8a", "fisher": "#2a9d5c", "reversed": "#8e44ad"}
 OTHER_COLOURS = ("#c2185b", "#00838f", "#6d4c41", "#5c6bc0")
 WIDTH_COLOURS = {0: "#e3e3e3", 1: "#fde49c", 2: "#b5dfb5", 3: "#5fc0bf", 4: "#2f8dbd", 8: "#1d3478"}
@@ -122,7 +123,8 @@ def heatmap(manifest: Manifest) -> go.Figure:
     grid = [[found.get((layer, kind)) for kind in kinds] for layer in layers]
     titles = ("layers", "outside the layers")
     figure = make_subplots(1, 2, column_widths=[0.76, 0.24], horizontal_spacing=0.22, subplot_titles=titles)
-    figure.add_trace(_cells(grid, [_words(k) for k in kinds], [f"layer {layer}" for layer in layers]), 1, 1)
+    gone = removed_units(manifest)
+    figure.add_trace(_cells(grid, [_words(k) for k in kinds], [f"layer {layer}" for layer in layers], gone), 1, 1)
     names = [_words(m["kind"]) for m in outside]
     figure.add_trace(_cells([[m] for m in outside], ["mean bits"], names), 1, 2)
     figure.update_yaxes(autorange="reversed")
@@ -160,14 +162,32 @@ def difference(first: Manifest, second: Manifest) -> go.Figure:
     return _styled(figure, 150 + 42 * len(layers), legend=False)
 
 
-def _cells(grid: Sequence[Sequence[Mapping[str, Any] | None]], columns: list[str], rows: list[str]) -> go.Heatmap:
+def removed_units(manifest: Manifest) -> dict[tuple[int, str], list[int]]:
+    """(layer, kind of matrix) -> the heads or FFN blocks that were removed from it, by index."""
+    found: dict[tuple[int, str], list[int]] = {}
+    for name in manifest.get("removed", ()):
+        layer, unit, index = name.split(".")
+        for kind in UNIT_KINDS[unit]:
+            found.setdefault((int(layer), kind), []).append(int(index))
+    return found
+
+
+def _cells(
+    grid: Sequence[Sequence[Mapping[str, Any] | None]],
+    columns: list[str],
+    rows: list[str],
+    gone: Mapping[tuple[int, str], list[int]] | None = None,
+) -> go.Heatmap:
+    def removed(m: Mapping[str, Any]) -> list[int]:
+        return (gone or {}).get((m["layer"], m["kind"]), [])
+
     return go.Heatmap(
         z=[[np.nan if m is None else mean_bits([m]) for m in row] for row in grid],
         x=columns,
         y=rows,
-        text=[["" if m is None else f"{mean_bits([m]):.2f}" for m in row] for row in grid],
+        text=[["" if m is None else _cell_text(m, removed(m)) for m in row] for row in grid],
         texttemplate="%{text}",
-        hovertext=[["gone" if m is None else _groups_text(m) for m in row] for row in grid],
+        hovertext=[["gone" if m is None else _groups_text(m, removed(m)) for m in row] for row in grid],
         hoverinfo="text",
         coloraxis="coloraxis",
         xgap=2,
@@ -179,9 +199,20 @@ def _bits_axis() -> dict[str, Any]:
     return {"colorscale": BITS_SCALE, "cmin": 0, "cmax": 8, "colorbar": {"title": "mean bits", "thickness": 14}}
 
 
-def _groups_text(matrix: Mapping[str, Any]) -> str:
+def _cell_text(matrix: Mapping[str, Any], removed: Sequence[int]) -> str:
+    return f"{mean_bits([matrix]):.2f}" + (f"<br>-{_units(matrix, len(removed))}" if removed else "")
+
+
+def _units(matrix: Mapping[str, Any], count: int) -> str:
+    unit = "block" if matrix["kind"].startswith("ffn") else "head"
+    return f"{count} {unit}{'s' if count > 1 else ''}"
+
+
+def _groups_text(matrix: Mapping[str, Any], removed: Sequence[int]) -> str:
     groups = matrix["subgroups"]
     lines = [f"<b>{matrix['name']}</b>", f"{matrix['shape'][0]} x {matrix['shape'][1]}, mean {mean_bits([matrix]):.2f} bits"]
+    if removed:
+        lines.append(f"without {_units(matrix, len(removed))}: {', '.join(map(str, removed))}")
     if len(groups) <= LISTED_GROUPS:
         texts = [f"{_where(group)}: {group['bits']} bit" for group in groups]
         width = 1 if len(texts) <= 16 else 4

@@ -155,7 +155,8 @@ def sweep_page(sweep: Sweep, folder: Path) -> str:
         sections.append(Section("Where more bytes go", text, _figure(plots.bits_by_budget(sweep, best[0].strategy))))
     sections += [Section(f"Allocation at {_mib(c)} MiB", _about(c), _figure(_heatmap(c))) for c in best]
     for shared in sorted((folder / "shared").glob("*/metrics.jsonl")):
-        curves = _curve_sections(RunDirectory(shared.parent).read_log(), None)
+        run = RunDirectory(shared.parent)
+        curves = _curve_sections(run.read_log(), run.info()["settings"].get("budget"))
         sections += [Section(f"Training shared by the trials: {shared.parent.name}", s.text, s.body) for s in curves]
     sections.append(_reproduce(sweep.command, {}))
     return _page(f"{sweep.task}: {sweep.metric} against size", folder.name, _sweep_tiles(sweep), sections)

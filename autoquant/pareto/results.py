@@ -178,6 +178,31 @@ class Sweep:
         self.frame().to_parquet(buffer, index=False)
         atomic_write_bytes(Path(folder) / PARQUET_NAME, buffer.getvalue())
 
+    def write_cells(self, folder: str | Path) -> None:
+        """One file a point, each a pareto.json of its own, so that evidence can grow point by point; those there stay."""
+        for point in self.points:
+            file = Path(folder) / f"{point.cell}.json"
+            if not file.exists():
+                single = dataclasses.replace(self, points=(point,))
+                atomic_write_text(file, json.dumps(single.to_json(), sort_keys=True) + "\n")
+
+    @classmethod
+    def read_cells(cls, folder: str | Path) -> Sweep | None:
+        """The points that `write_cells` left in a folder; None if there are none. Raises CheckpointError if they do not belong
+        together: another task, metric or full precision."""
+        parts = [cls.read(file) for file in sorted(Path(folder).glob("*.json"))]
+        if not parts:
+            return None
+        merged = dataclasses.replace(parts[0], points=tuple(point for part in parts for point in part.points))
+        odd = [
+            part
+            for part in parts
+            if dataclasses.replace(part, points=(), command="") != dataclasses.replace(merged, points=(), command="")
+        ]
+        if odd:
+            raise CheckpointError(f"{folder}: {odd[0].points[0].cell} belongs to another sweep: move it elsewhere.")
+        return merged
+
     @classmethod
     def read(cls, path: str | Path) -> Sweep:
         """From a sweep's folder or its pareto.json. Raises CheckpointError in one line if that is no sweep."""

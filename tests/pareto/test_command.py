@@ -7,8 +7,9 @@ import shlex
 import pytest
 
 from autoquant import cli
+from autoquant.core.cost import SizeBudget
 from autoquant.core.settings import Recipe, load_preset
-from autoquant.pareto.command import apply_command, data_options, recipe_options, run_command
+from autoquant.pareto.command import apply_command, data_options, mib_number, recipe_options, run_command
 from runs import Reference, reference
 
 __all__ = ["reference"]
@@ -25,6 +26,12 @@ def test_the_command_of_a_run_parses_to_its_settings(reference: Reference) -> No
     assert command.budget.resolve() == cli.BudgetOptions(budget_mib=settings["budget"]["bytes"] / 2**20).resolve()
     assert command.machine.threads == 1
     assert command.machine.compile is False
+
+
+@pytest.mark.parametrize("size", [3 * 2**20, 18874, 6291456, 6291455])
+def test_a_size_in_mib_gives_its_bytes_back(size: int) -> None:
+    assert SizeBudget.mib(float(mib_number(size))).bytes == size
+    assert mib_number(3 * 2**20) == "3"
 
 
 def test_a_default_recipe_needs_no_options() -> None:

@@ -43,6 +43,14 @@ def test_a_matrix_that_is_gone_is_an_empty_cell() -> None:
     assert inside.hovertext[0][0] == "gone"
 
 
+def test_removed_units_are_said() -> None:
+    removed = {**manifest(0, 2, 4, 8), "removed": ["1.head.0", "1.head.3", "0.ffn.2"]}
+    inside = plots.heatmap(removed).data[0]
+    assert inside.text[0][0] == "1.00"
+    assert inside.text[1][0] == "6.00<br>-2 heads"
+    assert "without 2 heads: 0, 3" in inside.hovertext[1][0]
+
+
 def test_difference_is_second_minus_first() -> None:
     (heat,) = plots.difference(manifest(0, 2, 4, 8), manifest(4, 4, 8, 8)).data
     assert [row[0] for row in heat.z] == [3, 2]

