@@ -490,7 +490,37 @@ class Export:
         export_run(self.run_dir, f"{self.format}-{self.tail}", _data_of_run(self.run_dir, self.data), progress)
 
 
-Command = Plan | Finetune | Search | Apply | Evaluate | Pareto | ParetoWorker | Select | Report | Export
+@dataclass(frozen=True)
+class Bench:
+    """Time the exported file against torch, ONNX Runtime fp32 and ONNX Runtime dynamic int8 of the run's own teacher.
+
+    Example: autoquant bench runs/demo --threads 1
+    """
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """A finished run that was exported."""
+    threads: int = 1
+    """CPU threads of every contender."""
+    rounds: int = 15
+    """How often each is timed, in turns; medians are shown."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
+
+    def run(self, progress: Progress) -> None:
+        from autoquant.bench import bench_run, show
+        from autoquant.core.progress import SilentProgress
+
+        quiet = SilentProgress() if self.json else progress
+        data = _data_of_run(self.run_dir, self.data)
+        result = bench_run(self.run_dir, data, threads=self.threads, rounds=self.rounds, progress=quiet)
+        if self.json:
+            print(json.dumps(result, indent=2, sort_keys=True))
+        else:
+            show(result, progress)
+
+
+Command = Plan | Finetune | Search | Apply | Evaluate | Pareto | ParetoWorker | Select | Report | Export | Bench
 
 
 def _data_of_run(run_dir: Path, options: DataOptions) -> TaskData | None:
@@ -560,6 +590,7 @@ def parse(arguments: Sequence[str]) -> Command:
         "select": Annotated[Select, tyro.conf.subcommand("select")],
         "report": Annotated[Report, tyro.conf.subcommand("report")],
         "export": Annotated[Export, tyro.conf.subcommand("export")],
+        "bench": Annotated[Bench, tyro.conf.subcommand("bench")],
     }
     union = functools.reduce(operator.or_, commands.values())
     description = f"Mixed-precision search for BERT-family models under a size budget. Presets: {', '.join(available_presets())}."

@@ -34,8 +34,11 @@ ACTIVATIONS = {
 }
 
 
-def draw(model: Classifier, tail: str, metadata: dict[str, str]) -> ModelProto:
+def draw(model: Classifier, tail: str, metadata: dict[str, str], plain: bool = False) -> ModelProto:
     """The ONNX model; `tail` is `int8` (8-bit activations, integer products) or `fp32` (exact).
+
+    `plain` is for comparison: the graph that ONNX Runtime's own transformer optimiser aims at, with all its fused operators and
+    every token in every layer.
 
     Raises ModelError for an activation function that has no operator, and for learned ranges with the int8 tail.
     """
@@ -44,15 +47,17 @@ def draw(model: Classifier, tail: str, metadata: dict[str, str]) -> ModelProto:
     if model.activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise ModelError(f"The model's activation is '{model.activation}': the ONNX export knows {known}.")
-    return _Drawing(without_pruned(model, ACTIVATIONS[model.activation].value), tail).finish(metadata)
+    return _Drawing(without_pruned(model, ACTIVATIONS[model.activation].value), tail, plain).finish(metadata)
 
 
 class _Drawing:
     """Draws one classifier; hidden states are [batch, tokens, hidden] everywhere."""
 
-    def __init__(self, model: Classifier, tail: str) -> None:
-        self.classifier, self.tail, self.graph = model, tail, Graph()
-        self.projections = [_projections(layer, layer is model.layers[-1]) for layer in model.layers]
+    def __init__(self, model: Classifier, tail: str, plain: bool) -> None:
+        self.classifier, self.tail, self.plain, self.graph = model, tail, plain, Graph()
+        # of the last layer only the first token is looked at: it attends to all, and goes on alone
+        self.alone = None if plain else model.layers[-1]
+        self.projections = [_projections(layer, layer is self.alone) for layer in model.layers]
         coded = {id(m): m for m in self._matrices() if isinstance(m, Coded) and min(m.shape)}
         self.unpacked = dict(zip(coded, unpack_matrices(self.graph, list(coded.values())), strict=True))
 
@@ -69,11 +74,10 @@ class _Drawing:
         x = self.embeddings()
         mask = graph.op("Cast", "attention_mask", to=INT32)
         for layer, projections in zip(model.layers, self.projections, strict=True):
-            asking = x
-            if layer is model.layers[-1]:  # of which only the first token is looked at: it attends to all, and goes on alone
-                asking = graph.op("Slice", x, graph.integers(0), graph.integers(1), graph.integers(1))
+            asking = self.first_token(x) if layer is self.alone else x
             x = self.feed_forward(self.attention(asking, x, mask, layer, projections), layer)
-        pooled = self.activate(self.linear(graph.op("Squeeze", x, graph.integers(1)), model.pooler), model.pooler_activation)
+        first = graph.op("Squeeze", self.first_token(x) if self.plain else x, graph.integers(1))
+        pooled = self.activate(self.linear(first, model.pooler), model.pooler_activation)
         graph.rename(self.linear(pooled, model.classifier), "logits")
         return graph.finish(
             [helper.make_tensor_value_info(name, INT64, ["batch", "tokens"]) for name in model.inputs],
@@ -126,6 +130,10 @@ class _Drawing:
         count = len(linear.bias) // width
         return [x] if count == 1 else self.graph.ops("Split", x, self.graph.integers(*[width] * count), outputs=count, axis=-1)
 
+    def first_token(self, x: str) -> str:
+        """[batch, 1, hidden]."""
+        return self.graph.op("Slice", x, self.graph.integers(0), self.graph.integers(1), self.graph.integers(1))
+
     def feed_forward(self, x: str, layer: Layer) -> str:
         if layer.ffn_in.weights.shape[0] == 0:
             return self.normalise(x, self.graph.floats(layer.ffn_out.bias), layer.ffn_norm)
@@ -171,6 +179,8 @@ class _Drawing:
         """
         graph, epsilon = self.graph, self.classifier.epsilon
         weight, bias = graph.floats(norm.weight), graph.floats(norm.bias)
+        if self.plain:
+            return graph.op("SkipLayerNormalization", x, change, weight, bias, domain=MICROSOFT, epsilon=epsilon)
         return graph.op("LayerNormalization", graph.op("Sum", x, change), weight, bias, epsilon=epsilon, axis=-1)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from autoquant.export.onnx.graph import FLOAT, INT32, Graph
+from autoquant.export.onnx.graph import FLOAT, INT8, INT32, Graph
 from autoquant.export.onnx.weights import Coded, Levels
 from autoquant.pack.bits import pack_rows
 
@@ -62,7 +62,8 @@ def _rows_of_width(graph: Graph, matrix: Coded, bits: int) -> str:
         return _unpack(graph, codes, bits, levels(np.arange(2**bits)))
     high = _unpack(graph, codes >> 1, 2, levels(np.arange(0, 8, 2)))
     low = _unpack(graph, codes & 1, 1, np.array([0, levels.factor], np.int8))
-    return graph.op("Add", high, low)
+    wide = [graph.op("Cast", part, to=INT32) for part in (high, low)]  # older runtimes have no Add of int8
+    return graph.op("Cast", graph.op("Add", *wide), to=INT8)
 
 
 def _unpack(graph: Graph, codes: np.ndarray, bits: int, values: np.ndarray) -> str:
