@@ -17,13 +17,24 @@ def fake_quantize_dynamic(x: Tensor) -> Tensor:
     The arithmetic of ONNX DynamicQuantizeLinear: scale = (max - min) / 255, zero point = round(-min / scale),
     code = clamp(round(x / scale) + zero point, 0, 255).
     """
-    with torch.no_grad():
-        low, high = torch.aminmax(x.detach())
+    values: Tensor = _Dynamic.apply(x)
+    return values
+
+
+class _Dynamic(torch.autograd.Function):
+    """One new tensor, changed in place: a search step spends more time on its activations' passes over memory than on its bits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        low, high = torch.aminmax(x)
         low, high = low.clamp_max(0.0), high.clamp_min(0.0)
         scale = ((high - low) / 255.0).clamp_min(torch.finfo(torch.float32).tiny)
         zero = torch.round(-low / scale)
-        quantised = (torch.clamp(torch.round(x / scale) + zero, 0, 255) - zero) * scale
-    return x + (quantised - x).detach()
+        return (x / scale).round_().add_(zero).clamp_(0, 255).sub_(zero).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
 
 
 def fake_quantize_static(x: Tensor, step: Tensor, offset: Tensor, bits: int) -> Tensor:
