@@ -22,7 +22,7 @@ def fake_quantize_dynamic(x: Tensor) -> Tensor:
 
 
 class _Dynamic(torch.autograd.Function):
-    """One new tensor, changed in place: a search step spends more time on its activations' passes over memory than on its bits."""
+    """One new tensor, changed in place: it is passes over memory that this costs, and there were nine of them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
