@@ -20,6 +20,7 @@ MACHINE = ["--device", "cpu", "--no-compile", "--threads", "1"]
 TEACHER = ["--teacher.epochs", "4", "--teacher.patience", "8", "--teacher.learning-rate", "5e-3"]
 STEPS = ["--search.steps", "16", "--recovery.steps", "12", "--recovery.mrem-steps", "8", "--recovery.mrem-modules", "2"]
 FEWEST = ["--teacher.epochs", "1", "--search.steps", "2", "--recovery.steps", "2", "--search.calibration-samples", "32"]
+FEWEST += ["--recovery.mrem-steps", "0"]
 CONTROLS = ["uniform", "random", "reversed", "fisher"]
 
 
