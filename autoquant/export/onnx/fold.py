@@ -1,4 +1,7 @@
-"""What was pruned leaves: heads without values and neurons without weights, their constant output folded into biases."""
+"""What was pruned leaves: heads without values, neurons without weights, whole halves of a layer without output weights.
+
+Their output is constant and folded into a bias.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ def without_pruned(model: Classifier, activation: Callable[[np.ndarray], np.ndar
 def _without_heads(layer: Layer, head_size: int) -> Layer:
     """Attention weights sum to 1, so a head whose value rows are zeros gives its value bias, whatever the text."""
     dead = np.repeat(layer.value.weights.pruned.reshape(-1, head_size).all(axis=1), head_size)
+    dead |= layer.attention_output.weights.pruned.all()
     kept = np.flatnonzero(~dead)
     constant = layer.value.bias.astype(np.float64)
     query, key, value = (_rows_at(part, kept) for part in (layer.query, layer.key, layer.value))
@@ -28,7 +32,7 @@ def _without_heads(layer: Layer, head_size: int) -> Layer:
 
 def _without_neurons(layer: Layer, activation: Callable[[np.ndarray], np.ndarray]) -> Layer:
     """A neuron whose row is zeros gives the activation of its bias, whatever the text."""
-    dead = layer.ffn_in.weights.pruned
+    dead = layer.ffn_in.weights.pruned | layer.ffn_out.weights.pruned.all()
     kept = np.flatnonzero(~dead)
     constant = activation(layer.ffn_in.bias.astype(np.float64))
     return replace(layer, ffn_in=_rows_at(layer.ffn_in, kept), ffn_out=_columns_at(layer.ffn_out, kept, constant))

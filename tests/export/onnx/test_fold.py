@@ -90,3 +90,13 @@ def test_all_dead() -> None:
     assert folded.query.weights.shape == (0, 2)
     assert folded.attention_output.bias.tolist() == pytest.approx([10 + 7 + 16, 20 + 21 + 32])
     assert folded.ffn_out.bias.tolist() == pytest.approx([106, 215])
+
+
+def test_a_half_without_output_weights_is_dead() -> None:
+    """Whatever goes into zeros: only the output's own bias remains."""
+    output, ffn_out = linear([[0, 0], [0, 0]], [10, 20]), linear([[0, 0, 0], [0, 0, 0]], [100, 200])
+    folded = fold(replace(LAYER, attention_output=output, ffn_out=ffn_out))
+    assert [part.weights.shape for part in (folded.query, folded.key, folded.value)] == [(0, 2)] * 3
+    assert folded.ffn_in.weights.shape == (0, 2)
+    assert folded.attention_output.bias.tolist() == [10, 20]
+    assert folded.ffn_out.bias.tolist() == [100, 200]
