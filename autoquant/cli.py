@@ -340,6 +340,8 @@ class Pareto:
     """How many trials --tune may take."""
     sampler: Literal["tpe", "nsga2"] = "tpe"
     """Who proposes the trials of --tune."""
+    latency: bool = False
+    """Also judge by the milliseconds that a text takes in the exported ONNX file on this machine."""
     storage: str | None = None
     """Where the study is: an SQLAlchemy URL (postgresql://...) or the path of a journal file; a SQLite file if not given."""
     study: str | None = None
@@ -372,6 +374,7 @@ class Pareto:
             tune=dict(_named(text) for text in self.tune),
             trials=self.trials,
             sampler=self.sampler,
+            latency=self.latency,
             storage=self.storage,
             study_name=self.study,
             max_length=self.max_length,

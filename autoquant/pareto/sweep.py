@@ -32,7 +32,10 @@ from autoquant.core.errors import BudgetError, RunError, SpaceError
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.run import RunDirectory, differences, file_sha256
 from autoquant.core.settings import Recipe, from_mapping, load_preset
+from autoquant.export import EXPORTERS
+from autoquant.inference import load
 from autoquant.pareto.command import common_options, data_options, mib_number
+from autoquant.pareto.latency import FORMAT, TEXTS, latency_ms
 from autoquant.pareto.report import write_report
 from autoquant.pareto.results import OBJECTIVES, Point, Sweep
 from autoquant.pareto.storage import default_storage, open_storage, storage_errors, without_password
@@ -41,6 +44,7 @@ from autoquant.pareto.tuning import SAMPLERS, Range, apply_settings, parse_range
 from autoquant.strategies import SearchResult
 from autoquant.strategies.dnas import rederive
 from autoquant.tasks.data import TaskData
+from autoquant.training.batches import encode
 from autoquant.workspace import Blueprint, Machine, Workspace, check_strategies
 
 SETTINGS, LEARNED = "autoquant", ("dnas", "reversed")  # the study's attribute; strategies that look at a dnas search
@@ -115,6 +119,7 @@ class SweepSettings:
         parts += ["--count", self.count] if self.count != "file" else []
         parts += ["--strategies", *self.strategies, "--seeds", *map(str, self.seeds)]
         parts += [] if self.reuse_search else ["--no-reuse-search"]
+        parts += ["--latency"] if "latency" in self.objectives else []
         if self.tune:
             ranges = [f"{name}={text}" for name, text in self.tune.items()]
             parts += ["--tune", *ranges, "--trials", str(self.trials), "--sampler", self.sampler]
@@ -202,6 +207,7 @@ class Measurer:
             shared=self.shared(recipe, budget, params["seed"]),
         )
         metrics = result.metrics
+        latency = self.latency(result.model_dir) if "latency" in self.settings.objectives else None
         point = Point(
             cell=cell,
             strategy=params["strategy"],
@@ -209,6 +215,7 @@ class Measurer:
             budget_bytes=budget.bytes,
             file_bytes=metrics["bytes"]["file"],
             metric=metrics["metric"]["value"],
+            latency_ms=latency,
             settings=chosen,
             seconds=sum(metrics["seconds"].values()),
         )
@@ -217,6 +224,12 @@ class Measurer:
         trial.set_user_attr("full_precision", {**full, "name": metrics["metric"]["name"]})
         trial.set_user_attr("point", {k: v for k, v in dataclasses.asdict(point).items() if k != "allocation"})
         return [point.value(name) for name in self.settings.objectives]
+
+    def latency(self, model_dir: Path) -> float:
+        """Milliseconds a training text takes in the exported file."""
+        texts = self.data.train.select(range(min(TEXTS, len(self.data.train))))
+        predictor = load(model_dir)
+        return latency_ms(model_dir, encode(predictor.tokenizer, texts, predictor.max_length), self.machine.threads)
 
     def tidy(self, cell: str) -> None:
         """Drop a finished trial's copies of what is shared: teacher and checkpoints are many times its model."""
@@ -344,6 +357,7 @@ def sweep(
     tune: Mapping[str, str] | None = None,
     trials: int = 0,
     sampler: str = "tpe",
+    latency: bool = False,
     storage: str | None = None,
     study_name: str | None = None,
     max_length: int = 128,
@@ -359,11 +373,14 @@ def sweep(
 
     Writes pareto.json, pareto.parquet and report.html into `run_dir`, anew after every trial. `storage`: an SQLAlchemy URL or
     the path of a journal file (None: SQLite in `run_dir`); `study_name` (None: the folder's name). Other processes join with
-    `autoquant pareto-worker`. `cells`: a folder where every finished point is kept as a small file of its own; points that are
-    there already are not measured again. Raises an AutoquantError, before any training, for input that cannot work.
+    `autoquant pareto-worker`. `latency` makes the exported file's milliseconds a text a third objective. `cells`: a folder where
+    every finished point is kept as a small file of its own; points that are there already are not measured again.
+    Raises an AutoquantError, before any training, for input that cannot work.
     """
     recipe, machine, progress = recipe or load_preset("default"), machine or Machine(), progress or SilentProgress()
     machine.check()
+    if latency:
+        EXPORTERS[FORMAT].check()
     model, data = pipeline.resolve_inputs(model, data)
     settings = SweepSettings(
         model=str(model),
@@ -381,6 +398,7 @@ def sweep(
         tune=dict(tune or {}),
         trials=trials,
         sampler=sampler,
+        objectives=("size", "metric", "latency") if latency else ("size", "metric"),
         data_source=data_source,
     )
     blueprint = Blueprint.draw(str(model), data, recipe, max_length, trim_positions)
@@ -449,12 +467,14 @@ def run_worker(
 
 
 def adopt_points(study: optuna.Study, settings: SweepSettings, known: Sweep | None) -> None:
-    """Take the points of an earlier sweep over the same things for done."""
+    """Take the points of an earlier sweep for done. Raises RunError if they were made with other data or another recovery."""
     plan, present = make_plan(settings), by_cell(study.get_trials(deepcopy=False))
     space = {"strategy": settings.strategies, "budget_bytes": settings.budgets, "seed": settings.seeds}
     for point in known.points if known else ():
         if known is None or point.cell not in plan.cells or point.cell in present:
             continue
+        if not _made_alike(point, settings):
+            raise RunError(f"{point.cell} is there, but of other data, seed or recovery settings: move the old points elsewhere.")
         full = {"bytes": known.full_precision_bytes, "metric": known.full_precision_metric, "name": known.metric}
         plain = {k: v for k, v in dataclasses.asdict(point).items() if k != "allocation"}
         study.add_trial(
@@ -468,6 +488,18 @@ def adopt_points(study: optuna.Study, settings: SweepSettings, known: Sweep | No
         )
         if "teacher" not in study.user_attrs:
             study.set_user_attr("teacher", point.allocation["hashes"]["teacher"])
+
+
+def _made_alike(point: Point, settings: SweepSettings) -> bool:
+    """Whether a point's allocation.json records this sweep's data, recovery and lengths."""
+    manifest, recipe = point.allocation, settings.recipe
+    recorded: list[Any] = [manifest["recovery"][name] for name in ("recovery", "distillation")]
+    recorded += [manifest["hashes"][name] for name in ("train", "evaluation")]
+    recorded += [manifest[name] for name in ("max_length", "trim_positions", "activation_bits", "quantizer")]
+    expected: list[Any] = [dataclasses.asdict(recipe.recovery), dataclasses.asdict(recipe.distillation)]
+    expected += [settings.data["train"], settings.data["evaluation"]]
+    expected += [settings.max_length, settings.trim_positions, recipe.activation_bits, recipe.quantizer]
+    return recorded == expected
 
 
 def collect(study: optuna.Study, settings: SweepSettings) -> Sweep | None:

@@ -1,5 +1,6 @@
 """A sweep as values: seeds folded, dominance of the means, and files that give it back."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def test_files_give_it_back(sweep: Sweep, tmp_path: Path) -> None:
     assert list(table.cell) == sorted(p.cell for p in sweep.points)
     assert table.on_front.tolist() == [True, True, True, True, False]
     assert json.loads(table.bits[0]) == {"words.weight": "81", "layer.0.query.weight": "02", "layer.1.query.weight": "48"}
+
+
+def test_cells_give_it_back_point_by_point(sweep: Sweep, tmp_path: Path) -> None:
+    assert Sweep.read_cells(tmp_path) is None
+    dataclasses.replace(sweep, points=sweep.points[:2]).write_cells(tmp_path)
+    sweep.write_cells(tmp_path)
+    assert Sweep.read_cells(tmp_path) == sweep
+    foreign = dataclasses.replace(sweep, full_precision_metric=0.5, points=(dataclasses.replace(sweep.points[0], cell="x"),))
+    foreign.write_cells(tmp_path)
+    with pytest.raises(CheckpointError, match="x belongs to another sweep"):
+        Sweep.read_cells(tmp_path)
 
 
 def test_an_empty_sweep_is_a_sweep(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Whole sweeps on the tiny model: shared parts, results that can be built again, kills, and several workers at once."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,10 +15,11 @@ import pytest
 from optuna.trial import TrialState
 
 from autoquant import cli
+from autoquant.core.errors import RunError
 from autoquant.core.run import file_sha256
 from autoquant.pareto.results import Sweep
 from autoquant.pareto.storage import open_storage
-from autoquant.pareto.sweep import pivot_budget, spread_budgets
+from autoquant.pareto.sweep import pivot_budget, spread_budgets, sweep
 from autoquant.pareto.trials import by_cell
 from runs import FEWEST, MACHINE, Reference, log_of, metrics_of, reference, start, task
 
@@ -54,15 +56,15 @@ def sqlite(run_dir: Path) -> str:
 
 
 def test_every_cell_is_a_point_with_its_run(finished: Path) -> None:
-    sweep = Sweep.read(finished)
-    assert [p.cell for p in sweep.points] == CELLS
-    for point in sweep.points:
+    found = Sweep.read(finished)
+    assert [p.cell for p in found.points] == CELLS
+    for point in found.points:
         metrics = metrics_of(finished / "trials" / point.cell)
         assert point.metric == metrics["metric"]["value"]
         assert point.file_bytes == (finished / "trials" / point.cell / "model" / "model.safetensors").stat().st_size
         assert 0.98 * point.budget_bytes < point.file_bytes <= point.budget_bytes
         assert (finished / "trials" / point.cell / "report.html").exists()
-    assert any(c.on_front for c in sweep.configurations)
+    assert any(c.on_front for c in found.configurations)
     assert (finished / "report.html").exists()
     assert (finished / "pareto.parquet").exists()
 
@@ -134,7 +136,44 @@ def test_the_command_in_the_report_is_the_sweep_s(finished: Path, reference: Ref
     assert spread_budgets(cli._numbers(command.budgets), None) == spread_budgets(cli._numbers(asked.budgets), None)
 
 
-# Fresh searches, tuning
+def test_points_kept_as_cells_are_not_measured_again(finished: Path, reference: Reference, tmp_path: Path) -> None:
+    before, asked = Sweep.read(finished), cli.parse(arguments(reference, tmp_path / "run"))
+    assert isinstance(asked, cli.Pareto)
+    before.write_cells(tmp_path / "cells")
+    assert sorted(path.stem for path in (tmp_path / "cells").iterdir()) == CELLS
+
+    def again(run_dir: Path, steps: int) -> Sweep:
+        recovery = dataclasses.replace(asked.recipe.recovery, steps=steps)
+        return sweep(
+            asked.model,
+            asked.data.load(),
+            budgets=cli._numbers(asked.budgets),
+            recipe=dataclasses.replace(asked.recipe, recovery=recovery),
+            run_dir=run_dir,
+            max_length=asked.max_length,
+            machine=cli._machine(asked.machine),
+            cells=tmp_path / "cells",
+        )
+
+    assert again(tmp_path / "run", 2).points == before.points
+    assert not (tmp_path / "run" / "trials").exists()
+    with pytest.raises(RunError, match="of other data, seed or recovery settings"):
+        again(tmp_path / "other", 3)
+
+
+# Fresh searches, latency, tuning
+
+
+def test_latency_is_measured_on_the_exported_file(reference: Reference, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    cli.main(arguments(reference, run_dir, "--latency", "--strategies", "uniform"))
+    found = Sweep.read(run_dir)
+    assert found.objectives == ("size", "metric", "latency")
+    assert all(0 < point.latency_ms < 1000 for point in found.points)
+    assert all((run_dir / "trials" / p.cell / "model" / "model.onnx").exists() for p in found.points)
+    assert "latency ms" in (run_dir / "report.html").read_text("utf-8")
+    (values,) = {tuple(t.values) for t in trials_of(sqlite(run_dir), "run") if t.user_attrs["cell"] == found.points[0].cell}
+    assert values == (found.points[0].file_bytes, found.points[0].metric, found.points[0].latency_ms)
 
 
 def test_fresh_searches_are_the_option(reference: Reference, tmp_path: Path) -> None:
@@ -148,11 +187,11 @@ def test_settings_are_tuned_without_the_evaluation_file(sampler: str, reference:
     run_dir = tmp_path / "run"
     tune = ["--tune", "recovery.learning-rate=1e-4:1e-2", "space=default,layer", "--trials", "3", "--sampler", sampler]
     cli.main(arguments(reference, run_dir, "--strategies", "dnas", *tune))
-    sweep = Sweep.read(run_dir)
-    assert [p.cell for p in sweep.points] == [f"trial-{i:04d}" for i in range(3)]
-    assert {tuple(p.settings) for p in sweep.points} == {("recovery.learning-rate", "space")}
-    assert "evaluation file was not read" in sweep.note
-    for point in sweep.points:
+    found = Sweep.read(run_dir)
+    assert [p.cell for p in found.points] == [f"trial-{i:04d}" for i in range(3)]
+    assert {tuple(p.settings) for p in found.points} == {("recovery.learning-rate", "space")}
+    assert "evaluation file was not read" in found.note
+    for point in found.points:
         settings = json.loads((run_dir / "trials" / point.cell / "run.json").read_text("utf-8"))["settings"]
         recorded = json.loads((reference.run_dir / "run.json").read_text("utf-8"))["settings"]["data"]
         assert recorded["evaluation"] != settings["data"]["evaluation"]
