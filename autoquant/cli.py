@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import tyro
 
 from autoquant.core.errors import AutoquantError, BudgetError, DataError
-from autoquant.core.settings import Recipe, TeacherSettings, available_presets, load_preset
+from autoquant.core.settings import RECONSTRUCTION, Recipe, RecoverySettings, TeacherSettings, available_presets, load_preset
 
 if TYPE_CHECKING:
     from autoquant.core.progress import Progress
@@ -278,6 +278,55 @@ class Apply:
 
 
 @dataclass(frozen=True)
+class Refine:
+    """Reconstruct a frozen allocation module by module (MREM), pack and measure it; no labels are learned from.
+
+    A searched one: autoquant refine runs/demo --run-dir runs/refined
+
+    A uniform one: autoquant refine runs/demo/teacher --bits 2-2-8 --recovery.reconstruction mrem-p
+    """
+
+    source: Annotated[str, tyro.conf.Positional]
+    """A run directory, or, with --bits, a fine-tuned classifier: a directory or hub id."""
+    bits: str | None = None
+    """A uniform allocation instead: weights-embedding-activations, such as 4-4-8, 2-2-8, 4-8-8 or 2-8-8."""
+    data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
+    machine: Annotated[MachineOptions, Flat] = field(default_factory=MachineOptions)
+    recovery: RecoverySettings = RECONSTRUCTION
+    """How it is reconstructed: which variant, how many steps on how many texts."""
+    activation_bits: Literal[4, 8, 32] | None = None
+    """Instead of what the run has."""
+    activations: Literal["dynamic", "static"] | None = None
+    """Instead of what the run has: every tensor's own range, or a learned one a layer."""
+    run_dir: Path = Path("runs/refined")
+    """Where everything goes; the result is in its model/ folder."""
+    seed: int = 0
+    """With --bits; a run's own otherwise."""
+    max_length: int = 128
+    """With --bits; a run's own otherwise."""
+    resume: bool = False
+    """Go on with an interrupted run."""
+
+    def run(self, progress: Progress) -> None:
+        from autoquant.refinement import refine
+
+        refine(
+            self.source,
+            self.data.load(),
+            bits=self.bits,
+            recovery=self.recovery,
+            activation_bits=self.activation_bits,
+            activations=self.activations,
+            run_dir=self.run_dir,
+            seed=self.seed,
+            max_length=self.max_length,
+            machine=_machine(self.machine),
+            resume=self.resume,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Measure a packed folder on the evaluation rows of a task, as JSON.
 
@@ -523,7 +572,7 @@ class Bench:
             show(result, progress)
 
 
-Command = Plan | Finetune | Search | Apply | Evaluate | Pareto | ParetoWorker | Select | Report | Export | Bench
+Command = Plan | Finetune | Search | Apply | Refine | Evaluate | Pareto | ParetoWorker | Select | Report | Export | Bench
 
 
 def _data_of_run(run_dir: Path, options: DataOptions) -> TaskData | None:
@@ -587,6 +636,7 @@ def parse(arguments: Sequence[str]) -> Command:
         "finetune": Annotated[Finetune, tyro.conf.subcommand("finetune", default=finetune)],
         "search": Annotated[Search, tyro.conf.subcommand("search", default=Search(recipe=recipe))],
         "apply": Annotated[Apply, tyro.conf.subcommand("apply")],
+        "refine": Annotated[Refine, tyro.conf.subcommand("refine")],
         "evaluate": Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
         "pareto": Annotated[Pareto, tyro.conf.subcommand("pareto", default=Pareto(budgets=tyro.MISSING, recipe=recipe))],
         "pareto-worker": Annotated[ParetoWorker, tyro.conf.subcommand("pareto-worker")],

@@ -53,7 +53,7 @@ def build(workspace: Workspace, result: SearchResult, budget: SizeBudget, method
     done = {"file_bytes": exact, "counted_bytes": counted, "reload_difference": difference}
     workspace.run.finish(f"recover-{method}", done)
     for refiner in REFINERS:
-        workspace.run.discard_state(f"{refiner}-{method}")
+        workspace.run.discard_states(f"{refiner}-{method}")
     return done
 
 
@@ -81,11 +81,18 @@ def recover(workspace: Workspace, result: SearchResult, method: str) -> Supernet
     if settings.start == "search":
         start = result.searched
     supernet = workspace.frozen_supernet(result.allocation, start).to(workspace.context.device)
-    for refiner, steps in (("retrain", settings.steps), ("mrem-s", settings.mrem_steps)):
+    for refiner, steps in (("retrain", settings.steps), (settings.reconstruction, settings.mrem_steps)):
         if steps:
             stage = f"{refiner}-{method}"
             problem = RefineProblem(
-                supernet, workspace.teacher, workspace.outputs, settings, recipe.distillation, workspace.context, stage
+                supernet,
+                workspace.teacher,
+                workspace.train_all,
+                lambda: workspace.outputs,
+                settings,
+                recipe.distillation,
+                workspace.context,
+                stage,
             )
             REFINERS[refiner].refine(problem)
     return supernet

@@ -24,7 +24,7 @@ from autoquant.export.manifest import (
     read_manifest,
 )
 from autoquant.pareto.report import write_report
-from autoquant.report import show, summarise, write_allocation
+from autoquant.report import differences, show, summarise, write_allocation
 from autoquant.strategies import SearchResult
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import Row, from_rows, load_default
@@ -91,7 +91,7 @@ def search(
     """
     recipe, machine, progress = recipe or load_preset("default"), machine or Machine(), progress or SilentProgress()
     check_strategies([recipe.search.strategy, *controls])
-    _check_run(machine, seed)
+    check_run(machine, seed)
     model, data = resolve_inputs(model, as_task(train, evaluation))
     blueprint = Blueprint.draw(str(model), data, recipe, max_length, trim_positions)
     size = resolve_budget(budget, blueprint)
@@ -128,7 +128,7 @@ def as_task(train: TaskData | Iterable[Row] | None, evaluation: Iterable[Row] | 
     return from_rows(train, evaluation)
 
 
-def _check_run(machine: Machine, seed: int = 0) -> None:
+def check_run(machine: Machine, seed: int = 0) -> None:
     machine.check()
     if seed < 0:
         raise RunError(f"--seed {seed} is negative: give 0 or more.")
@@ -156,10 +156,10 @@ def apply(
     if its buckets differ.
     """
     machine, progress = machine or Machine(), progress or SilentProgress()
-    _check_run(machine)
+    check_run(machine)
     manifest = read_manifest(manifest_path)
     model, data = resolve_inputs(model, data)
-    recipe = _recorded_recipe(manifest)
+    recipe = recorded_recipe(manifest)
     if recovery and recipe.recovery.start == "search":
         progress.say("Note: the recorded recovery went on from the searched weights; this one starts from the model's.")
     # the searched weights are not in an allocation.json, so there is only the model to start from
@@ -169,7 +169,7 @@ def apply(
     trim, space = manifest["trim_positions"], manifest_space(manifest)
     blueprint = Blueprint.draw(str(model), data, recipe, manifest["max_length"], trim, space)
     allocation = manifest_allocation(manifest)
-    _check_applies(manifest, blueprint, allocation)
+    check_applies(manifest, blueprint, allocation)
     budget = SizeBudget(manifest["budget"]["bytes"], manifest["budget"]["count"])
     settings = {
         "allocation": file_sha256(manifest_path),
@@ -184,7 +184,7 @@ def apply(
         other = [name for name, value in recorded.items() if manifest["hashes"].get(name) != value]
         if other:
             progress.say(f"Note: not the same {' and '.join(other)} as the allocation's; the result will differ from its run.")
-        return _finish(workspace, budget, manifest["strategy"], {manifest["strategy"]: SearchResult(allocation)})
+        return finish(workspace, budget, manifest["strategy"], {manifest["strategy"]: SearchResult(allocation)})
 
 
 def finetune_teacher(
@@ -201,7 +201,7 @@ def finetune_teacher(
 ) -> tuple[Path, dict[str, Any]]:
     """Fine-tune a bare encoder on the training file; returns the teacher's folder and {"validation", "steps", "best_step"}."""
     recipe, machine, progress = recipe or load_preset("default"), machine or Machine(), progress or SilentProgress()
-    _check_run(machine, seed)
+    check_run(machine, seed)
     model, data = resolve_inputs(model, data)
     blueprint = Blueprint.draw(str(model), data, recipe, max_length, trim_positions=False)
     if blueprint.source.load(seed)[1]:
@@ -234,7 +234,7 @@ def evaluate_folder(folder: str | Path, data: TaskData) -> dict[str, float]:
     return score(data.task.metrics, predict_logits(predictor.model, encoded), encoded.labels)
 
 
-def _recorded_recipe(manifest: Mapping[str, Any]) -> Recipe:
+def recorded_recipe(manifest: Mapping[str, Any]) -> Recipe:
     """The recipe that a manifest records, as far as it matters to a recovery. Raises CheckpointError for a missing part."""
     parts = manifest["recovery"]
     missing = {"recovery", "distillation", "calibration"} - set(parts)
@@ -251,7 +251,7 @@ def _recorded_recipe(manifest: Mapping[str, Any]) -> Recipe:
     return from_mapping(Recipe, recorded, "allocation.json")
 
 
-def _check_applies(manifest: Mapping[str, Any], blueprint: Blueprint, allocation: BitAllocation) -> None:
+def check_applies(manifest: Mapping[str, Any], blueprint: Blueprint, allocation: BitAllocation) -> None:
     partitions = blueprint.byte_model.without(allocation.removed).partitions
     allocation.check_fits(partitions)
     recorded = {matrix["name"]: matrix for matrix in manifest["matrices"]}
@@ -272,11 +272,13 @@ def _run(workspace: Workspace, budget: SizeBudget, strategy: str, controls: Sequ
     results = {strategy: workspace.search(strategy, budget)}
     for control in controls:
         results[control] = workspace.search(control, budget)
-    return _finish(workspace, budget, strategy, results)
+    return finish(workspace, budget, strategy, results)
 
 
-def _finish(workspace: Workspace, budget: SizeBudget, strategy: str, results: Mapping[str, SearchResult]) -> RunResult:
-    """Recover, pack and measure every method; write manifest and metrics."""
+def finish(
+    workspace: Workspace, budget: SizeBudget, strategy: str, results: Mapping[str, SearchResult], searched: bool = True
+) -> RunResult:
+    """Recover, pack and measure every method; write manifest and metrics, with what a search knows if there was one."""
     run, blueprint = workspace.run, workspace.blueprint
     run.add_hashes(teacher=workspace.teacher_hash)
     _warn_of_overlap(workspace)
@@ -289,8 +291,10 @@ def _finish(workspace: Workspace, budget: SizeBudget, strategy: str, results: Ma
     if full is None:
         full = method.evaluate(workspace, workspace.teacher, data)
         run.finish("full-precision", full)
-    metrics = summarise(workspace, budget, strategy, results, measured, full)
-    write_allocation(workspace, budget, strategy, results[strategy], metrics)
+    differs = differences(workspace, budget, results[strategy].allocation) if searched else {}
+    metrics = summarise(workspace, budget, strategy, results, measured, full, differs)
+    sensitivity = workspace.calibration.sensitivity.choices if searched else None
+    write_allocation(workspace, budget, strategy, results[strategy], metrics, sensitivity)
     write_card(run.model_dir, metrics, hub_id(blueprint.source.path))
     metrics["bytes"]["directory"] = sum(f.stat().st_size for f in run.model_dir.rglob("*") if f.is_file())
     run.write_json("metrics.json", metrics)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import MIB, SizeBudget, choice_table
 from autoquant.core.derive import remove_by_name
 from autoquant.core.run import file_sha256, versions
@@ -25,13 +26,11 @@ def summarise(
     results: Mapping[str, SearchResult],
     measured: Mapping[str, Mapping[str, Any]],
     full: Mapping[str, float],
+    differs: Mapping[str, float],
 ) -> dict[str, Any]:
+    """The content of metrics.json; `differs`: share of sub-groups whose bits differ from those of other allocations."""
     task, blueprint, ours = workspace.blueprint.data.task, workspace.blueprint, measured[strategy]
-    fisher = workspace.search("fisher", budget).allocation
-    allocation = results[strategy].allocation
-    weights = blueprint.byte_model
-    differs = {"fisher": weights.share_different(allocation, fisher)}
-    differs["uniform"] = weights.share_different(allocation, workspace.search("uniform", budget).allocation)
+    allocation, weights = results[strategy].allocation, blueprint.byte_model
     uniform = measured["uniform"]["metrics"][task.metric] if "uniform" in measured else None
     return {
         "task": task.name,
@@ -57,7 +56,7 @@ def summarise(
         },
         "encoder_bits_per_weight": weights.encoder_bits(allocation),
         "units_removed": list(allocation.removed),
-        "share_of_subgroups_different_from": differs,
+        "share_of_subgroups_different_from": dict(differs),
         "reload_difference": max(m["reload_difference"] for m in measured.values()),
         "seconds": workspace.run.seconds(),
         "seed": workspace.seed,
@@ -69,19 +68,32 @@ def _deployed(path: Path, metrics: Mapping[str, float]) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path), "metrics": metrics}
 
 
+def differences(workspace: Workspace, budget: SizeBudget, allocation: BitAllocation) -> dict[str, float]:
+    """What a search found beyond its prior and beyond chance."""
+    others = {name: workspace.search(name, budget).allocation for name in ("fisher", "uniform")}
+    return {name: workspace.blueprint.byte_model.share_different(allocation, other) for name, other in others.items()}
+
+
 def write_allocation(
-    workspace: Workspace, budget: SizeBudget, strategy: str, result: SearchResult, metrics: Mapping[str, Any]
+    workspace: Workspace,
+    budget: SizeBudget,
+    strategy: str,
+    result: SearchResult,
+    metrics: Mapping[str, Any],
+    sensitivity: np.ndarray | None,
 ) -> None:
+    """allocation.json; `sensitivity` [N, K] of every choice of the whole table, None where nobody measured it."""
     blueprint, recipe = workspace.blueprint, workspace.blueprint.recipe
     table = choice_table(blueprint.byte_model, budget.count)
-    smaller, sensitivity = remove_by_name(workspace.calibration.sensitivity.choices, table, result.allocation.removed)
+    none = np.full(table.bytes.shape, np.nan)
+    smaller, scores = remove_by_name(none if sensitivity is None else sensitivity, table, result.allocation.removed)
     choice = smaller.to_choice(result.allocation)
     manifest = build_manifest(
         space=blueprint.space,
         partitions=smaller.partitions,
         allocation=result.allocation,
         probability=result.probability,
-        sensitivity=sensitivity[np.arange(len(choice)), choice],
+        sensitivity=None if sensitivity is None else scores[np.arange(len(choice)), choice],
         quantizer=recipe.quantizer,
         activation_bits=recipe.activation_bits,
         activations=recipe.activations,
@@ -122,4 +134,5 @@ def show(workspace: Workspace, metrics: Mapping[str, Any], measured: Mapping[str
     title = f"{metrics['task']}: budget {size['budget']:,} bytes ({size['budget'] / MIB:.2f} MiB, {size['count']})"
     workspace.progress.table(title, ["model", "file bytes", "ratio", name, "seconds"], rows)
     shares = ", ".join(f"{share:.0%} from {other}" for other, share in metrics["share_of_subgroups_different_from"].items())
-    workspace.progress.say(f"Sub-groups whose bits differ: {shares}. Shipped: {workspace.run.model_dir}")
+    differing = f"Sub-groups whose bits differ: {shares}. " if shares else ""
+    workspace.progress.say(f"{differing}Shipped: {workspace.run.model_dir}")

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import tyro
 from ablation import ROWS
+from mrem_tables import mrem_settings_table, mrem_table, plot_mrem
 from scipy.stats import spearmanr
 
 from autoquant.core.allocation import BitAllocation
@@ -154,6 +155,9 @@ def main() -> None:
     tables = {"allocations": allocations()}
     if any((RESULTS / "ablation").glob("*.json")):
         tables["ablation"] = ablation()
+    tables |= {"mrem": mrem_table(), "mrem-settings": mrem_settings_table()}
+    if options.write:
+        plot_mrem()
     for name, table in tables.items():
         print(table)
         if options.write:

@@ -188,6 +188,10 @@ class RunDirectory:
         if hashes.items() - info["hashes"].items():
             self.write_json("run.json", {**info, "hashes": {**info["hashes"], **hashes}})
 
+    def record(self, **facts: Any) -> None:
+        """Add to run.json what only became known on the way."""
+        self.write_json("run.json", {**self.info(), **facts})
+
     def write_json(self, name: str, data: Any) -> None:
         """Write `name` (a path relative to the run) atomically as JSON with sorted keys."""
         atomic_write_text(self.path / name, _json(data, indent=2) + "\n")
@@ -294,6 +298,12 @@ class RunDirectory:
         """Remove the checkpoint of a stage, if any."""
         with disk_errors(self._state_file(stage)):
             self._state_file(stage).unlink(missing_ok=True)
+
+    def discard_states(self, stage: str) -> None:
+        """Remove the checkpoint of a stage and those of its parts, named after it with a hyphen between."""
+        for file in self._state_file(stage).parent.glob(f"{stage}-*.pt"):
+            self.discard_state(file.stem)
+        self.discard_state(stage)
 
     # checkpoint/stages.json
 

@@ -134,16 +134,39 @@ class RecoverySettings:
     scale_learning_rate: float = 2e-3
     """Of the quantisation scales; 0 keeps those it starts from."""
     mrem_steps: int = 50
-    """Module-wise reconstruction steps per module after distillation (sequential MREM)."""
+    """Reconstruction steps per module (MREM), after distillation where there is some."""
+    reconstruction: Literal["mrem-s", "mrem-p", "layer-wise"] = "mrem-s"
+    """Modules one after the other, all at once in a process each, or single layers one after the other."""
     mrem_modules: int = 4
+    """Most modules; there are never more than layers."""
+    mrem_samples: int = 4096
+    """Most training texts to reconstruct on, without their labels."""
     mrem_learning_rate: float = 2e-5
+    mrem_scale_learning_rate: float = 2e-5
+    """Of scales of weights, and steps and offsets of activations."""
+    teacher_forcing: Literal["linear", "off", "constant"] = "linear"
+    """The teacher's share of a module's input: from 1 to 0 over half of the steps, 0, or a half."""
+    activation_drop: float = 0.0
+    """QDrop: probability that an element of a layer's input is not quantised while reconstructing."""
+    parallel_fill: int = 32
+    """mrem-p: batches from the module before that must have arrived before a module begins (t0)."""
+    parallel_queue: int = 64
+    """mrem-p: batches a module keeps to choose from."""
 
     def __post_init__(self) -> None:
         _check(min(self.steps, self.mrem_steps) >= 0, "Recovery steps must not be negative.")
-        _check(min(self.batch_size, self.mrem_modules) > 0, "Recovery batch size and modules must be at least 1.")
-        rates = (self.learning_rate, self.mrem_learning_rate)
+        least = min(self.batch_size, self.mrem_modules, self.mrem_samples, self.parallel_fill)
+        _check(least > 0, "Recovery batch size, modules, samples and parallel fill must be at least 1.")
+        _check(0 <= self.activation_drop < 1, f"activation drop {self.activation_drop} must be at least 0 and below 1.")
+        queue, fill = self.parallel_queue, self.parallel_fill
+        _check(queue >= fill, f"A parallel queue of {queue} batches never holds the {fill} that it must: raise it.")
+        rates = (self.learning_rate, self.mrem_learning_rate, self.mrem_scale_learning_rate)
         _check(min(rates) > 0, f"Recovery learning rates {rates} must be above 0.")
         _check(self.scale_learning_rate >= 0, f"Scale learning rate {self.scale_learning_rate} must not be negative.")
+
+
+RECONSTRUCTION = RecoverySettings(steps=0, mrem_steps=2000)
+"""What `autoquant refine` does: no distillation, and the paper's steps a module."""
 
 
 @dataclass(frozen=True)

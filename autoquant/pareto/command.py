@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from autoquant.core.cost import MIB
-from autoquant.core.settings import load_preset
+from autoquant.core.settings import RECONSTRUCTION, load_preset
 
 GLUE = ("sst2", "cola", "mrpc", "rte", "stsb", "qnli", "qqp", "mnli", "wnli")
 EMBEDDED = "movies"
@@ -16,8 +16,25 @@ EMBEDDED = "movies"
 
 def run_command(settings: Mapping[str, Any]) -> str:
     """The command of a run from the settings in its run.json; a sweep's trial, whose search was shared, is applied again."""
+    if "refine" in settings:
+        return refine_command(settings)
     searched = "recipe" in settings and "shared" not in settings
     return search_command(settings) if searched else apply_command(settings)
+
+
+def refine_command(settings: Mapping[str, Any]) -> str:
+    """`autoquant refine ...`."""
+    parts = ["autoquant", "refine", settings["refine"]["source"], *data_options(settings["task"])]
+    for name in ("bits", "activation_bits", "activations"):
+        value = settings["refine"].get(name)
+        parts += [] if value is None else _option(name, value)
+    if settings["refine"].get("bits"):
+        parts += ["--seed", str(settings["seed"])] if settings["seed"] else []
+        parts += ["--max-length", str(settings["max_length"])] if settings["max_length"] != 128 else []
+    usual = dataclasses.asdict(RECONSTRUCTION)
+    changed = [(f"recovery.{name}", value) for name, value in settings["recovery"].items() if usual.get(name) != value]
+    options = [part for name, value in changed for part in _option(name, value)]
+    return shlex.join([*parts, *machine_options(settings["machine"]), *options])
 
 
 def apply_command(settings: Mapping[str, Any]) -> str:

@@ -1,9 +1,16 @@
 """How does a frozen allocation get its accuracy back? One file a refiner; each works in place on a frozen supernet."""
 
 from autoquant.refine.base import RefineProblem, Refiner
+from autoquant.refine.layerwise import LayerWise
 from autoquant.refine.mrem import SequentialMrem
+from autoquant.refine.mrem_parallel import ParallelMrem
 from autoquant.refine.retrain import Retrain
 
-REFINERS: dict[str, Refiner] = {"retrain": Retrain(), "mrem-s": SequentialMrem()}
+REFINERS: dict[str, Refiner] = {
+    "retrain": Retrain(),
+    "mrem-s": SequentialMrem(),
+    "mrem-p": ParallelMrem(),
+    "layer-wise": LayerWise(),
+}
 
 __all__ = ["REFINERS", "RefineProblem", "Refiner"]

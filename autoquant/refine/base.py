@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,17 +10,19 @@ from torch import nn
 
 from autoquant.core.settings import DistillationSettings, RecoverySettings
 from autoquant.supernet.build import Supernet
+from autoquant.training.batches import Encoded
 from autoquant.training.distillation import TeacherOutputs
 from autoquant.training.loop import Context
 
 
 @dataclass(frozen=True, eq=False)
 class RefineProblem:
-    """A frozen supernet, the teacher, and the teacher's outputs on the texts to learn from (`outputs.data`)."""
+    """A frozen supernet, the teacher, the texts to learn from, and the teacher's outputs on all of them for who needs those."""
 
     supernet: Supernet
     teacher: nn.Module
-    outputs: TeacherOutputs
+    data: Encoded
+    outputs: Callable[[], TeacherOutputs]
     settings: RecoverySettings
     distillation: DistillationSettings
     context: Context

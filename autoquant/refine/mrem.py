@@ -1,133 +1,158 @@
-"""Module-wise reconstruction error minimisation, sequential (MREM-S; Bai et al. 2022).
+"""Module-wise reconstruction error minimisation (MREM; Bai et al. 2022): its step, and the sequential variant (MREM-S).
 
-The network is cut into modules of consecutive transformer layers. For each in turn: minimise || f_hat_n - f_n ||^2 between the
-quantised and the full-precision module's output over the module's weights and scales. Its input anneals from the teacher's to
-the quantised network's own (teacher forcing, eq. 5.11-5.12). No labels are read.
+The network is cut into modules of consecutive transformer layers. For each: minimise || f_hat_n - f_n ||^2 between the
+quantised and the full-precision module's output over the module's weights and its quantisation parameters. Its input anneals
+from the teacher's to the quantised network's own (teacher forcing, eq. 5.11-5.12). No labels are read.
 """
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 from autoquant.core.schedule import teacher_forcing, warmup_linear
-from autoquant.core.subgroup import even_sizes
+from autoquant.core.settings import RecoverySettings
 from autoquant.refine.base import RefineProblem
-from autoquant.supernet.build import Supernet
+from autoquant.refine.modules import Module, cut_model
+from autoquant.refine.states import HiddenStates, Lesson, calibration_texts, make_lessons
 from autoquant.training.batches import BatchOrder
 from autoquant.training.distillation import hidden_loss
-from autoquant.training.loop import Stateful, run_steps
+from autoquant.training.loop import Context, Stateful, run_steps
+
+CONSTANT_SHARE = 0.5  # of the teacher's states where teacher forcing does not anneal
+SMALL = 1e-12  # Adam's epsilon for scales, whose gradients LSQ makes tiny
 
 
-def module_boundaries(layers: int, modules: int) -> list[tuple[int, int]]:
-    """Half-open layer ranges of `modules` modules, as even as can be.
+def prepare(problem: RefineProblem) -> tuple[list[Module], list[Lesson]]:
+    """The modules of a problem's supernet and what each learns from."""
+    settings, context, supernet = problem.settings, problem.context, problem.supernet
+    supernet.eval()  # no dropout: the teacher's outputs are the target, not noise around them
+    modules = cut_model(supernet.model, supernet.layers_path, settings.mrem_modules)
+    samples = min(settings.mrem_samples, settings.mrem_steps * settings.batch_size)  # no more than are looked at
+    data = calibration_texts(problem.data, samples, context.seed)
+    ranges = [(module.first, module.last) for module in modules]
+    sizes = [sum(p.numel() for p in module.parameters()) for module in modules]
+    cut = [{"layers": list(ends), "parameters": size} for ends, size in zip(ranges, sizes, strict=True)]
+    context.run.record(modules=cut)
+    return modules, make_lessons(problem.teacher, data, ranges, context.device, context.progress)
 
-    >>> module_boundaries(6, 4)
-    [(0, 2), (2, 4), (4, 5), (5, 6)]
-    """
-    ends = list(itertools.accumulate(even_sizes(layers, modules)))
-    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+def teacher_share(settings: RecoverySettings, step: int) -> float:
+    """The teacher's share of a module's input at a step: lambda_t of eq. 5.12, zero from half of the steps on."""
+    if settings.teacher_forcing == "linear":
+        return teacher_forcing(step, max(1, settings.mrem_steps // 2))
+    return CONSTANT_SHARE if settings.teacher_forcing == "constant" else 0.0
 
 
-def encoder_layers(supernet: Supernet) -> Any:
-    """The transformer layers of a supernet's model, a ModuleList."""
-    return supernet.model.get_submodule(supernet.layers_path)
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """The step of MREM on one module: the same whoever feeds it, and in whichever process."""
 
+    module: Module
+    lesson: Lesson
+    settings: RecoverySettings
+    context: Context
+    optimizer: torch.optim.Optimizer = field(init=False)
 
-class LayerRange:
-    """Runs some consecutive encoder layers of a supernet by replacing a layer's input with a forward pre-hook."""
+    def __post_init__(self) -> None:
+        rates, module = self._rates, self.module
+        scales = {"params": module.scale_parameters(), "lr": rates[1], "eps": SMALL}
+        groups: list[dict[str, Any]] = [{"params": module.weight_parameters(), "lr": rates[0]}, scales]
+        object.__setattr__(self, "optimizer", torch.optim.AdamW(groups, weight_decay=0.0, fused=True))
 
-    def __init__(self, supernet: Supernet, first: int, last: int) -> None:
-        self.supernet, self.first, self.last = supernet, first, last
-        self.layers = encoder_layers(supernet)
+    @property
+    def _rates(self) -> tuple[float, float]:
+        return self.settings.mrem_learning_rate, self.settings.mrem_scale_learning_rate
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Weights and scales of the layers, and of the embeddings for the first range."""
-        modules: list[nn.Module] = list(self.layers[self.first : self.last])
-        if self.first == 0:
-            base: Any = self.supernet.model.base_model
-            modules.append(base.embeddings)
-        return [p for module in modules for p in module.parameters()]
+    def step(self, number: int, indices: np.ndarray, student: Tensor | None) -> tuple[float, Tensor]:
+        """One update on the texts `indices`; `student`: what the quantised network before this module made of them.
 
-    def output(self, batch: dict[str, Tensor], teacher_input: Tensor, teacher_share: float) -> Tensor:
-        """Hidden states after the last layer [batch, tokens, width]; no gradient reaches layers before the first."""
-        student_input = self._prefix(batch, self.first) if self.first and teacher_share < 1 else teacher_input
-        mixed = teacher_share * teacher_input + (1 - teacher_share) * student_input
-        return self._run(batch, mixed if self.first else None)
+        Returns the loss and the module's output [batch, tokens, width].
+        """
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * warmup_linear(number, self.settings.mrem_steps)
+        device, lesson = self.context.device, self.lesson
+        batch, hidden = lesson.data.collate(indices, device), None
+        if student is not None and lesson.start is not None:
+            share = teacher_share(self.settings, number)
+            hidden = share * lesson.start.batch(indices, device) + (1 - share) * student
+        self.module.drop_quantisation(self.settings.activation_drop)
+        with self.context.autocast():
+            output, logits = self.module(batch, hidden)
+        self.module.drop_quantisation(0.0)
+        loss = hidden_loss((output.float(),), lesson.end.batch(indices, device)[None], batch["attention_mask"])
+        if logits is not None and lesson.logits is not None:
+            loss = loss + functional.mse_loss(logits.float(), lesson.logits[indices].to(device))
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item(), output.detach()
 
     @torch.no_grad()
-    def _prefix(self, batch: dict[str, Tensor], layer: int) -> Tensor:
-        return self._stop_after(batch, layer - 1)
-
-    def _run(self, batch: dict[str, Tensor], replaced: Tensor | None) -> Tensor:
-        if replaced is None:
-            return self._stop_after(batch, self.last - 1)
-        handle = self.layers[self.first].register_forward_pre_hook(lambda _, inputs: (replaced, *inputs[1:]))
-        try:
-            return self._stop_after(batch, self.last - 1, skip_before=self.first)
-        finally:
-            handle.remove()
-
-    def _stop_after(self, batch: dict[str, Tensor], layer: int, skip_before: int = 0) -> Tensor:
-        """The hidden state after `layer`; earlier layers than `skip_before` are passed over."""
-        kept: list[Tensor] = []
-
-        def stop(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            kept.append(output)
-            raise _StopForwardError
-
-        handles = [self.layers[layer].register_forward_hook(stop)]
-        saved = {i: self.layers[i].forward for i in range(skip_before)}
-        for i in saved:
-            self.layers[i].forward = lambda hidden, *_, **__: hidden
-        try:
-            self.supernet(**{k: v for k, v in batch.items() if k != "labels"})
-        except _StopForwardError:
-            pass
-        finally:
-            for i in saved:
-                del self.layers[i].forward
-            for handle in handles:
-                handle.remove()
-        return kept[0]
+    def output(self, indices: np.ndarray, student: Tensor | None) -> Tensor:
+        """The module's output as it now is, [batch, tokens, width]."""
+        with self.context.autocast():
+            hidden, _ = self.module(self.lesson.data.collate(indices, self.context.device), student)
+        return hidden
 
 
-class _StopForwardError(Exception):
-    """Ends a forward pass once the wanted hidden state is there."""
+def outputs_of(work: Reconstruction, inputs: HiddenStates | None) -> HiddenStates:
+    """What a module makes of every text, given what comes in (None for the first module)."""
+    data, device = work.lesson.data, work.context.device
+    made = HiddenStates([len(ids) for ids in data.ids], work.lesson.end.values.shape[1])
+    for indices in data.by_length(64):
+        made.put(indices, work.output(indices, None if inputs is None else inputs.batch(indices, device)))
+    return made
+
+
+class ModuleSequence:
+    """The module under way: its optimizer, and its inputs, cached once when the modules before it are done."""
+
+    def __init__(self, problem: RefineProblem) -> None:
+        self.problem = problem
+        self.modules, self.lessons = prepare(problem)
+        self.order = BatchOrder(self.lessons[0].data, problem.settings.batch_size, problem.context.seed)
+        self.turn = -1
+        self.inputs: HiddenStates | None = None
+        self.work: Reconstruction
+
+    def begin(self, turn: int) -> None:
+        """Go on to module `turn`."""
+        while self.turn < turn:
+            if self.turn >= 0:
+                self.inputs = outputs_of(self.work, self.inputs)
+            self.turn += 1
+            module, lesson = self.modules[self.turn], self.lessons[self.turn]
+            self.work = Reconstruction(module, lesson, self.problem.settings, self.problem.context)
+
+    def step(self, number: int) -> dict[str, float]:
+        """Step `number` of all modules' together."""
+        turn, local = divmod(number, self.problem.settings.mrem_steps)
+        self.begin(turn)
+        indices = self.order.indices(local)
+        student = None if self.inputs is None else self.inputs.batch(indices, self.problem.context.device)
+        loss, _ = self.work.step(local, indices, student)
+        return {"loss": loss, "module": turn}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"turn": self.turn, "optimizer": self.work.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.begin(state["turn"])
+        self.work.optimizer.load_state_dict(state["optimizer"])
 
 
 @dataclass(frozen=True)
 class SequentialMrem:
-    """MREM-S: modules one after the other, earlier ones frozen."""
+    """MREM-S: modules one after the other, earlier ones frozen, so that a module's inputs are made once."""
 
     def refine(self, problem: RefineProblem) -> None:
-        supernet, settings, context = problem.supernet, problem.settings, problem.context
-        data = problem.outputs.data
-        ranges = module_boundaries(len(encoder_layers(supernet)), settings.mrem_modules)
-        modules = [LayerRange(supernet, first, last) for first, last in ranges]
-        steps, rate = settings.mrem_steps, settings.mrem_learning_rate
-        order = BatchOrder(data, settings.batch_size, context.seed)
-        optimizers = [torch.optim.AdamW(m.parameters(), lr=rate, weight_decay=0.0, fused=True) for m in modules]
-
-        def step(number: int) -> dict[str, float]:
-            turn, local = divmod(number, steps)
-            module, optimizer = modules[turn], optimizers[turn]
-            optimizer.param_groups[0]["lr"] = rate * warmup_linear(local, steps)
-            indices = order.indices(local)
-            batch, target = data.collate(indices, context.device), problem.outputs.batch(indices)
-            with context.autocast():
-                output = module.output(batch, target.hidden[module.first], teacher_forcing(local, max(1, steps // 2)))
-            loss = hidden_loss((output,), target.hidden[module.last][None], batch["attention_mask"])
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            return {"loss": loss.item(), "module": turn}
-
-        supernet.eval()
-        state: dict[str, Stateful] = {"model": supernet.model}
-        state |= {f"optimizer{i}": optimizer for i, optimizer in enumerate(optimizers)}
-        run_steps(context, problem.stage, "Reconstruct", len(modules) * steps, step, state)
+        sequence = ModuleSequence(problem)
+        steps = len(sequence.modules) * problem.settings.mrem_steps
+        state: dict[str, Stateful] = {"model": problem.supernet.model, "sequence": sequence}
+        run_steps(problem.context, problem.stage, "Reconstruct", steps, sequence.step, state)

@@ -19,7 +19,7 @@ class Retrain:
 
     def refine(self, problem: RefineProblem) -> None:
         supernet, settings, context = problem.supernet, problem.settings, problem.context
-        data = problem.outputs.data
+        data, outputs = problem.data, problem.outputs()
         order = BatchOrder(data, settings.batch_size, context.seed)
         rates = (settings.learning_rate, settings.scale_learning_rate)
         optimizer = torch.optim.AdamW(
@@ -35,7 +35,7 @@ class Retrain:
                 group["lr"] = rate * warmup_linear(number, settings.steps, warmup=0.05)
             indices = order.indices(number)
             with context.autocast():
-                batch, target = data.collate(indices, context.device), problem.outputs.batch(indices)
+                batch, target = data.collate(indices, context.device), outputs.batch(indices)
                 loss = distillation_loss(supernet, batch, target, problem.distillation)
             loss.backward()
             optimizer.step()

@@ -64,20 +64,16 @@ def run_steps(
     """
     start = _restore(context, stage, state)
     saved_at = time.monotonic()
-    with context.progress.stage(title, total=steps, start=start) as bar, _interrupt_waits() as interrupted:
+    with context.progress.stage(title, total=steps, start=start) as bar, interrupt_waits() as interrupted:
         done = start
         while done < steps and not stop():
             seed_step(context.seed, stage, done)
             values = step(done)
-            broken = [name for name, value in values.items() if not math.isfinite(value)]
-            if broken:
-                raise TrainingError(
-                    f"{title}: the {broken[0]} is {values[broken[0]]} at step {done} of {steps}. Lower the learning rate, "
-                    "and check the data for broken values."
-                )
+            check_finite(title, values, done, steps)
             context.run.log(stage, step=done, **values)
             done += 1
-            bar.advance(note=f"loss {values['loss']:.3f}")
+            part = f"module {values['module'] + 1}, " if "module" in values else ""
+            bar.advance(note=f"{part}loss {values['loss']:.3f}")
             if interrupted.is_set() or time.monotonic() - saved_at > context.checkpoint_seconds:
                 _save(context, stage, state, done)
                 saved_at = time.monotonic()
@@ -88,8 +84,18 @@ def run_steps(
     return done
 
 
+def check_finite(title: str, values: Mapping[str, float], step: int, steps: int) -> None:
+    """Raise TrainingError for the first of a step's numbers that is not finite."""
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+        raise TrainingError(
+            f"{title}: the {broken[0]} is {values[broken[0]]} at step {step} of {steps}. Lower the learning rate, "
+            "and check the data for broken values."
+        )
+
+
 @contextmanager
-def _interrupt_waits() -> Iterator[threading.Event]:
+def interrupt_waits() -> Iterator[threading.Event]:
     """Ctrl-C only sets the event, since half a step could not be resumed; a second one does not wait."""
     interrupted = threading.Event()
 

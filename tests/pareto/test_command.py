@@ -56,3 +56,18 @@ def test_an_applied_allocation() -> None:
     machine = {"device": "cpu", "threads": 0, "precision": "fp32", "compile": True}
     settings = {"model": "teacher", "recovery": False, "machine": machine}
     assert apply_command(settings) == "autoquant apply model/allocation.json --model teacher --device cpu --no-recovery"
+
+
+@pytest.mark.parametrize("options", [["--bits", "2-2-8", "--seed", "3"], ["--activation-bits", "4", "--activations", "static"]])
+def test_a_refined_allocation(options: list[str]) -> None:
+    more = ["--recovery.mrem-steps", "50", "--recovery.reconstruction", "mrem-p", "--max-length", "64", "--task", "sst2"]
+    asked = cli.parse(["refine", "runs/a", *options, *more])
+    assert isinstance(asked, cli.Refine)
+    refine = {"source": asked.source, "bits": asked.bits}
+    refine |= {"activation_bits": asked.activation_bits, "activations": asked.activations}
+    machine = {"device": "cpu", "threads": 0, "precision": "fp32", "compile": True}
+    settings = {"refine": refine, "recovery": dataclasses.asdict(asked.recovery), "seed": asked.seed, "task": "sst2"}
+    made = cli.parse(shlex.split(run_command({**settings, "max_length": asked.max_length, "machine": machine}))[1:])
+    assert isinstance(made, cli.Refine)
+    kept = {"max_length": asked.max_length} if asked.bits is None else {}  # a run's own
+    assert dataclasses.replace(made, **kept, machine=asked.machine) == asked

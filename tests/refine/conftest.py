@@ -53,13 +53,22 @@ class Bench:
 
     def refine(self, name: str, supernet: Supernet, context: Context, **settings: Any) -> list[dict[str, Any]]:
         """Run a refiner on the supernet; returns the whole log of its stage."""
-        numbers = {"steps": 30, "batch_size": 16, "learning_rate": 2e-3, "mrem_steps": 30, "mrem_modules": 2, **settings}
-        recovery = RecoverySettings(**{"mrem_learning_rate": 2e-3, **numbers})
-        outputs = TeacherOutputs(self.teacher, self.data, context)
-        distillation, stage = DistillationSettings(logits=1.0, hidden=1.0), f"{name}-ours"
-        problem = RefineProblem(supernet, self.teacher, outputs, recovery, distillation, context, stage)
+        problem = self.problem(name, supernet, context, **settings)
         REFINERS[name].refine(problem)
-        return [line for line in context.run.read_log() if line["stage"] == f"{name}-ours"]
+        lines = [line for line in context.run.read_log() if line["stage"].startswith(f"{name}-ours")]
+        return sorted(lines, key=lambda line: line.get("module", 0))  # the parallel ones interleave
+
+    def problem(self, name: str, supernet: Supernet, context: Context, **settings: Any) -> RefineProblem:
+        """What a refiner is given, with few steps and fast ones."""
+        numbers = {"steps": 30, "batch_size": 16, "learning_rate": 2e-3, "mrem_steps": 30, "mrem_modules": 2, **settings}
+        rates = {"mrem_learning_rate": 2e-3, "mrem_scale_learning_rate": 2e-3, "parallel_fill": 4}
+        recovery, stage = RecoverySettings(**{**rates, **numbers}), f"{name}-ours"
+        distillation = DistillationSettings(logits=1.0, hidden=1.0)
+
+        def outputs() -> TeacherOutputs:
+            return TeacherOutputs(self.teacher, self.data, context)
+
+        return RefineProblem(supernet, self.teacher, self.data, outputs, recovery, distillation, context, stage)
 
 
 @pytest.fixture

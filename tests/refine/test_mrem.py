@@ -1,117 +1,113 @@
-"""Modules of layers: where they are cut, what goes in, what comes out, and what learns."""
+"""The step of MREM and its sequential variant: what is fed, what learns, and what is cached."""
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
+from autoquant.core.settings import RecoverySettings
 from autoquant.refine import mrem
-from autoquant.refine.mrem import LayerRange, encoder_layers, module_boundaries
+from autoquant.refine.modules import Module
+from autoquant.refine.mrem import Reconstruction, prepare, teacher_share
 
 
-def test_boundaries_by_hand() -> None:
-    assert module_boundaries(6, 4) == [(0, 2), (2, 4), (4, 5), (5, 6)]
-    assert module_boundaries(12, 4) == [(0, 3), (3, 6), (6, 9), (9, 12)]
-    assert module_boundaries(2, 4) == [(0, 1), (1, 2)]
+def layer_weights(supernet: Any) -> list[torch.Tensor]:
+    layers = supernet.model.get_submodule(supernet.layers_path)
+    return [layer.output.dense.mixed.weight.detach().clone() for layer in layers]
 
 
-@given(st.integers(1, 48), st.integers(1, 48))
-def test_boundaries_cover_every_layer_once(layers: int, modules: int) -> None:
-    ranges = module_boundaries(layers, modules)
-    assert [layer for first, last in ranges for layer in range(first, last)] == list(range(layers))
-    lengths = [last - first for first, last in ranges]
-    assert len(lengths) == min(layers, modules)
-    assert max(lengths) - min(lengths) <= 1
-
-
-def hidden_states(supernet: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    with torch.no_grad():
-        states: tuple[torch.Tensor, ...] = supernet(**inputs, output_hidden_states=True).hidden_states
-    return states
-
-
-@pytest.mark.parametrize(("first", "last"), [(0, 1), (0, 2), (1, 2)])
-def test_without_teacher_it_is_the_network_itself(bench: Any, first: int, last: int) -> None:
-    supernet, batch = bench.supernet(), bench.data.collate(np.arange(5))
-    states = hidden_states(supernet, batch)
-    output = LayerRange(supernet, first, last).output(batch, torch.randn_like(states[0]), teacher_share=0.0)
-    torch.testing.assert_close(output, states[last])
-
-
-@pytest.mark.parametrize("share", [1.0, 0.25])
-def test_the_teacher_is_mixed_into_the_input(bench: Any, share: float) -> None:
-    supernet, batch = bench.supernet(), bench.data.collate(np.arange(0, 25, 5))  # of one length
-    states = hidden_states(supernet, batch)
-    teacher = torch.randn_like(states[1])
-    output = LayerRange(supernet, 1, 2).output(batch, teacher, share)
-    with torch.no_grad():
-        expected = encoder_layers(supernet)[1](share * teacher + (1 - share) * states[1])
-    torch.testing.assert_close(output, expected)
-
-
-def attached(supernet: Any) -> list[tuple[int, int, bool]]:
-    """Hooks and replaced forward functions of every module."""
-    return [(len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m)) for m in supernet.modules()]
-
-
-def test_what_it_passes_over_is_put_back(bench: Any) -> None:
-    supernet, batch = bench.supernet(), bench.data.collate(np.arange(5))
-    before, hooks = hidden_states(supernet, batch), attached(supernet)
-    LayerRange(supernet, 1, 2).output(batch, torch.randn_like(before[0]), 0.5)
-    assert attached(supernet) == hooks
-    assert all(torch.equal(a, b) for a, b in zip(before, hidden_states(supernet, batch), strict=True))
-
-
-def test_no_gradient_crosses_a_boundary(bench: Any) -> None:
-    supernet, batch = bench.supernet(), bench.data.collate(np.arange(5))
-    module = LayerRange(supernet, 1, 2)
-    module.output(batch, torch.randn(5, batch["input_ids"].shape[1], 32), 0.5).square().sum().backward()
-    own = {id(parameter) for parameter in module.parameters()}
-    assert {id(p) for p in supernet.parameters() if p.grad is not None} <= own
-    assert own == {id(p) for p in encoder_layers(supernet)[1].parameters()}
-
-
-def test_the_first_module_owns_the_embeddings(bench: Any) -> None:
-    supernet = bench.supernet()
-    own = {id(parameter) for parameter in LayerRange(supernet, 0, 1).parameters()}
-    embeddings = supernet.model.bert.embeddings.parameters()
-    assert own == {id(p) for p in (*encoder_layers(supernet)[0].parameters(), *embeddings)}
+@pytest.mark.parametrize(
+    ("forcing", "expected"),
+    [("linear", [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]), ("off", [0.0] * 6), ("constant", [0.5] * 6)],
+)
+def test_the_teachers_share_by_hand(forcing: Any, expected: list[float]) -> None:
+    settings = RecoverySettings(mrem_steps=8, teacher_forcing=forcing)
+    assert [teacher_share(settings, step) for step in (0, 1, 2, 3, 4, 7)] == expected
 
 
 def test_modules_learn_one_after_the_other_with_the_earlier_ones_frozen(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    supernet, seen, shares = bench.supernet(), [], []
-    real = mrem.hidden_loss
-    output = LayerRange.output
+    supernet, seen = bench.supernet(), []
+    step = Reconstruction.step
 
-    def watching(*arguments: Any) -> torch.Tensor:
-        seen.append([layer.output.dense.mixed.weight.detach().clone() for layer in encoder_layers(supernet)])
-        return real(*arguments)
+    def watching(self: Reconstruction, *arguments: Any) -> Any:
+        seen.append(layer_weights(supernet))
+        return step(self, *arguments)
 
-    def sharing(self: LayerRange, batch: Any, teacher: torch.Tensor, share: float) -> torch.Tensor:
-        shares.append(share)
-        return output(self, batch, teacher, share)
-
-    monkeypatch.setattr(mrem, "hidden_loss", watching)
-    monkeypatch.setattr(LayerRange, "output", sharing)
+    monkeypatch.setattr(Reconstruction, "step", watching)
     with bench.open_context() as context:
         log = bench.refine("mrem-s", supernet, context, mrem_steps=4)
     assert [line["module"] for line in log] == [0, 0, 0, 0, 1, 1, 1, 1]
     moved = [[not torch.equal(a, b) for a, b in zip(seen[i], seen[i + 1], strict=True)] for i in range(7)]
     assert moved == [[True, False]] * 4 + [[False, True]] * 3
-    assert shares == [1.0, 0.5, 0.0, 0.0] * 2
 
 
-def test_labels_are_not_read(bench: Any) -> None:
+def test_inputs_are_made_once_and_mixed_with_the_teachers(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    supernet, made, fed, given = bench.supernet(), [], [], []
+    outputs, forward, step = mrem.outputs_of, Module.forward, Reconstruction.step
+
+    def making(*arguments: Any) -> Any:
+        made.append(outputs(*arguments))
+        return made[-1]
+
+    def forwarding(self: Module, batch: Any, hidden: Any) -> Any:
+        if torch.is_grad_enabled() and hidden is not None:
+            fed.append(hidden)
+        return forward(self, batch, hidden)
+
+    def stepping(self: Reconstruction, number: int, indices: Any, student: Any) -> Any:
+        if student is not None:
+            given.append((self.lesson.start.batch(indices), student, made[0].batch(indices)))
+        return step(self, number, indices, student)
+
+    monkeypatch.setattr(mrem, "outputs_of", making)
+    monkeypatch.setattr(Module, "forward", forwarding)
+    monkeypatch.setattr(Reconstruction, "step", stepping)
+    with bench.open_context() as context:
+        bench.refine("mrem-s", supernet, context, mrem_steps=4)
+    assert len(made) == 1
+    shares = [1.0, 0.5, 0.0, 0.0]
+    assert len(fed) == len(given) == 4
+    for share, hidden, (teacher, student, cached) in zip(shares, fed, given, strict=True):
+        assert torch.equal(student, cached)
+        torch.testing.assert_close(hidden, share * teacher + (1 - share) * student)
+        assert not hidden.requires_grad
+
+
+def test_the_loss_is_the_squared_error_of_hidden_states_and_logits(bench: Any) -> None:
+    supernet = bench.supernet()
+    with bench.open_context() as context:
+        problem = bench.problem("mrem-s", supernet, context)
+        modules, lessons = prepare(problem)
+        last = Reconstruction(modules[1], lessons[1], problem.settings, context)
+        indices = torch.arange(3).numpy()
+        student = torch.randn_like(lessons[0].end.batch(indices))
+        with torch.no_grad():
+            batch = lessons[1].data.collate(indices)
+            hidden, logits = modules[1](batch, lessons[1].start.batch(indices))  # the first step is the teacher's alone
+        real = batch["attention_mask"].bool()
+        expected = (hidden - lessons[1].end.batch(indices))[real].square().mean() + (
+            logits - lessons[1].logits[indices]
+        ).square().mean()
+        loss, output = last.step(0, indices, student)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.equal(output, hidden)
+
+
+def test_no_more_texts_are_prepared_than_are_looked_at(bench: Any) -> None:
+    with bench.open_context() as context:
+        for steps, samples, expected in ((2, 4096, 32), (100, 100, 100), (100, 4096, 320)):
+            problem = bench.problem("mrem-s", bench.supernet(), context, mrem_steps=steps, mrem_samples=samples)
+            assert len(prepare(problem)[1][0].data) == expected
+
+
+@pytest.mark.parametrize("name", ["mrem-s", "layer-wise"])
+def test_labels_are_not_read(bench: Any, name: str) -> None:
     states = []
-    for run in ("as they are", "other"):
+    for run in ("as they are", "poisoned"):
         supernet = bench.supernet()
-        if run == "other":
-            bench.data.labels[:] = 1 - bench.data.labels
+        if run == "poisoned":
+            bench.data.labels[:] = -1_000_000
         with bench.open_context(run) as context:
-            bench.refine("mrem-s", supernet, context, mrem_steps=2)
+            bench.refine(name, supernet, context, mrem_steps=2)
         states.append(supernet.state_dict())
     assert all(torch.equal(states[1][key], tensor) for key, tensor in states[0].items())

@@ -1,0 +1,169 @@
+"""`autoquant refine`: reconstruct, pack and measure an allocation that is already there, found by a search or uniform."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from autoquant import method
+from autoquant.core.allocation import BitAllocation
+from autoquant.core.cost import SizeBudget
+from autoquant.core.errors import ModelError, RunError, SpaceError
+from autoquant.core.progress import Progress, SilentProgress
+from autoquant.core.run import RunDirectory, file_sha256
+from autoquant.core.settings import RECONSTRUCTION, Recipe, RecoverySettings
+from autoquant.core.space import KINDS, Rule, SearchSpace
+from autoquant.export.manifest import manifest_allocation, manifest_space, read_manifest
+from autoquant.pipeline import RunResult, check_applies, check_run, finish, recorded_recipe, resolve_inputs
+from autoquant.refine.mrem_parallel import torchrun_rank
+from autoquant.strategies import SearchResult
+from autoquant.tasks.data import TaskData
+from autoquant.workspace import Blueprint, Machine, Workspace
+
+WIDTHS, ACTIVATION_WIDTHS = (2, 3, 4, 8), (4, 8, 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformBits:
+    """Bits of encoder weights, word embedding and activations: the W-E-A of the papers."""
+
+    weights: int
+    embedding: int
+    activations: int
+
+    @classmethod
+    def parse(cls, text: str) -> UniformBits:
+        """`4-4-8` and the like. Raises SpaceError for anything else."""
+        found = re.fullmatch(r"(\d+)-(\d+)-(\d+)", text)
+        bits = cls(*map(int, found.groups())) if found else None
+        if bits is None or {bits.weights, bits.embedding} - set(WIDTHS) or bits.activations not in ACTIVATION_WIDTHS:
+            raise SpaceError(
+                f"--bits {text} is not weights-embedding-activations such as 2-2-8: weights and embedding take "
+                f"{', '.join(map(str, WIDTHS))} bits, activations {', '.join(map(str, ACTIVATION_WIDTHS))} (32 = as they are)."
+            )
+        return bits
+
+    def __str__(self) -> str:
+        return f"{self.weights}-{self.embedding}-{self.activations}"
+
+    def space(self) -> SearchSpace:
+        """One width and one scale a matrix, a scale per row of the word embedding; positions, types and classifier 8 bits."""
+        rules = {kind: Rule((self.weights,), 1) for kind in KINDS}
+        rules |= {kind: Rule((8,), 1) for kind in ("classifier", "position_embedding", "type_embedding")}
+        rules["word_embedding"] = Rule((self.embedding,), 1, "row")
+        return SearchSpace(f"uniform-{self}", rules, "subgroup")
+
+    def recipe(self, recovery: RecoverySettings) -> Recipe:
+        """The paper's quantisers."""
+        return Recipe(quantizer="lsq", activation_bits=self.activations, activations="static", recovery=recovery)  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """What is to be refined: the allocation's name, its blueprint, and where its seed and budget come from."""
+
+    name: str
+    blueprint: Blueprint
+    allocation: BitAllocation
+    budget: SizeBudget
+    seed: int
+    identity: dict[str, Any]
+
+
+def refine(
+    source: str | Path | None = None,
+    data: TaskData | None = None,
+    *,
+    bits: str | None = None,
+    recovery: RecoverySettings | None = None,
+    activation_bits: int | None = None,
+    activations: str | None = None,
+    run_dir: str | Path = "runs/refined",
+    seed: int = 0,
+    max_length: int = 128,
+    machine: Machine | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> RunResult | None:
+    """Reconstruct a frozen allocation from the full-precision model, pack and measure it.
+
+    `source`: a run directory (its allocation and its teacher, unless `bits` gives another allocation), or a model with `bits`
+    such as `2-2-8`; `data`: the run's own training text. Nothing but the metric, at the end, looks at a label of a fine-tuned
+    model's data. Returns None in all but the first process of a torchrun. Raises an AutoquantError for what cannot work.
+    """
+    machine, progress = machine or Machine(), progress or SilentProgress()
+    check_run(machine, seed)
+    recovery = recovery or RECONSTRUCTION
+    if recovery.start == "search":
+        raise RunError("There are no searched weights to start from: refine starts from the full-precision model.")
+    changes = {"activation_bits": activation_bits, "activations": activations}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    plan = _plan(source, data, bits, recovery, changes, seed, max_length)
+    rank, run_path = torchrun_rank(), Path(run_dir)
+    if rank:
+        run_path = run_path / f"rank{rank}"
+        if not plan.blueprint.source.load(plan.seed)[1]:
+            raise ModelError("Under torchrun every process needs the same fine-tuned model: run `autoquant finetune` first.")
+    settings = {
+        "refine": {"source": str(source), "bits": bits, **plan.identity, **changes},
+        "recovery": dataclasses.asdict(recovery),
+        "task": plan.blueprint.data.task.name,
+        "data": {"train": plan.blueprint.data.train.sha256(), "evaluation": plan.blueprint.data.evaluation.sha256()},
+        "seed": plan.seed,
+        "max_length": plan.blueprint.max_length,
+        "machine": machine.identity(),
+    }
+    with RunDirectory.open(run_path, settings, resume, expected_bytes=6 * plan.blueprint.full_bytes()) as run:
+        workspace = Workspace(plan.blueprint, run, progress, machine, plan.seed)
+        if rank:
+            method.recover(workspace, SearchResult(plan.allocation), plan.name)
+            return None
+        return finish(workspace, plan.budget, plan.name, {plan.name: SearchResult(plan.allocation)}, searched=False)
+
+
+def _plan(
+    source: str | Path | None,
+    data: TaskData | None,
+    bits: str | None,
+    recovery: RecoverySettings,
+    changes: dict[str, Any],
+    seed: int,
+    max_length: int,
+) -> Plan:
+    run = Path(source) if source is not None and (Path(source) / "run.json").is_file() else None
+    teacher = source if run is None else run / "teacher"
+    if run is not None and not (run / "teacher").is_dir():
+        raise RunError(f"{run} has no teacher/ yet: finish it first, or give a model.")
+    model, task = resolve_inputs(teacher, data)
+    if bits is not None:
+        uniform = UniformBits.parse(bits)
+        if changes:
+            raise SpaceError("--bits says the activations' bits already: drop --activation-bits and --activations.")
+        return _uniform(uniform, model, task, recovery, seed, max_length)
+    if run is None:
+        raise RunError(f"{source or 'The model'} comes without an allocation: add --bits, say --bits 2-2-8, or give a run.")
+    return _recorded(run / "model" / "allocation.json", model, task, recovery, changes)
+
+
+def _uniform(bits: UniformBits, model: str, data: TaskData, recovery: RecoverySettings, seed: int, max_length: int) -> Plan:
+    blueprint = Blueprint.draw(model, data, bits.recipe(recovery), max_length, False, bits.space())
+    parts = blueprint.byte_model.partitions
+    allocation = BitAllocation({p.matrix.name: p.widths * p.groups for p in parts})
+    budget = SizeBudget(blueprint.byte_model.exact_bytes(allocation))
+    return Plan(f"uniform-{bits}", blueprint, allocation, budget, seed, {"model": model})
+
+
+def _recorded(path: Path, model: str, data: TaskData, recovery: RecoverySettings, changes: dict[str, Any]) -> Plan:
+    manifest = read_manifest(path)
+    recipe = dataclasses.replace(recorded_recipe(manifest), recovery=recovery, **changes)
+    space = manifest_space(manifest)
+    blueprint = Blueprint.draw(model, data, recipe, manifest["max_length"], manifest["trim_positions"], space)
+    allocation = manifest_allocation(manifest)
+    check_applies(manifest, blueprint, allocation)
+    # learned ranges weigh a little more than none: the allocation is what is kept, not the budget
+    count = manifest["budget"]["count"]
+    size = max(manifest["budget"]["bytes"], blueprint.byte_model.exact_bytes(allocation, count))
+    identity = {"model": model, "allocation": file_sha256(path)}
+    return Plan(manifest["strategy"], blueprint, allocation, SizeBudget(size, count), manifest["seed"], identity)

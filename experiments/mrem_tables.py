@@ -1,0 +1,113 @@
+"""The tables and the plot of experiments/mrem.py's cells; `python experiments/tables.py` puts them into the README."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+RESULTS = Path(__file__).parent / "results" / "mrem"
+SEEDS = 3
+METHODS = {
+    "none": "no reconstruction",
+    "layer-wise": "layer-wise reconstruction",
+    "mrem-s": "MREM-S",
+    "mrem-p": "MREM-P",
+    "retrain": "retraining (distillation)",
+}
+PLACES = [(task, allocation) for task in ("sst2", "mrpc") for allocation in ("2-2-8", "searched")]
+
+
+def mrem_cells() -> pd.DataFrame:
+    """Every cell of experiments/mrem.py, empty if there is none. Refuses cells whose teacher or data differ within a task."""
+    cells = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    for key in ("teacher_sha256", "data_sha256"):
+        for task in {cell["task"] for cell in cells}:
+            if len({json.dumps(cell[key], sort_keys=True) for cell in cells if cell["task"] == task}) > 1:
+                raise SystemExit(f"The MREM cells of {task} differ in {key}: a table must not mix them.")
+    plain = ("task", "allocation", "method", "steps", "seed", "modules", "samples", "forcing", "seconds")
+    rows = []
+    for cell in cells:
+        peak = cell["peak_mib"]
+        memory = peak["process"] if cell["method"] != "mrem-p" else max(peak["process"], peak["largest_worker"])
+        values = {"value": 100 * cell["metrics"][cell["metric"]], "full": 100 * cell["full_precision"][cell["metric"]]}
+        rows.append({**{name: cell[name] for name in plain}, **values, "mib": memory})
+    return pd.DataFrame(rows, columns=[*plain, "value", "full", "mib"])
+
+
+def _usual(cells: pd.DataFrame) -> pd.DataFrame:
+    """Cells of the main comparison: 500 steps a module, four modules, 4,096 texts, annealed teacher forcing."""
+    settings = (cells.modules == 4) & (cells.samples == 4096) & (cells.forcing == "linear")
+    steps = cells.method.map({"none": 0, "retrain": 400}).fillna(500)
+    return cells[settings & (cells.steps == steps)]
+
+
+def mrem_table() -> str:
+    """Method x (task, allocation): mean and range over seeds; seconds and memory on SST-2."""
+    cells = _usual(mrem_cells())
+    if cells.empty:
+        return "No cells yet: run `python experiments/mrem.py --data-dir glue`."
+    heads = [f"{ {'sst2': 'SST-2', 'mrpc': 'MRPC'}[task] } {allocation}" for task, allocation in PLACES]
+    lines = [f"| method | {' | '.join(heads)} | seconds | peak MiB |", "|---" * (len(heads) + 3) + "|"]
+    places = [cells[(cells.task == task) & (cells.allocation == allocation)] for task, allocation in PLACES]
+    full = [f"{rows.full.iloc[0]:.2f}" if len(rows) else "" for rows in places]
+    lines.append(f"| full precision | {' | '.join(full)} | | |")
+    for name, label in METHODS.items():
+        texts = [_spread(rows[rows.method == name]) for rows in places]
+        costs = places[0][places[0].method == name]
+        spent = [f"{costs.seconds.median():.0f}", f"{costs.mib.median():.0f}"] if len(costs) else ["", ""]
+        lines.append(f"| {label} | {' | '.join([*texts, *spent])} |")
+    missing = len(METHODS) * len(PLACES) * SEEDS - len(cells)
+    note = f"{missing} cells are missing." if missing else "All cells are there."
+    about = "Mean (smallest to largest) over seeds; seconds and peak memory of the refinement are medians for SST-2 at 2-2-8."
+    return "\n".join([*lines, "", f"{about} {note}"])
+
+
+def mrem_settings_table() -> str:
+    """SST-2 at 2-2-8, MREM-S, seed 0: what teacher forcing, the number of modules and of calibration texts do."""
+    cells = mrem_cells()
+    cells = cells[(cells.task == "sst2") & (cells.allocation == "2-2-8") & (cells.method == "mrem-s") & (cells.seed == 0)]
+    if cells.empty:
+        return "No cells yet."
+    rows = [(f"teacher forcing {f}, {s} steps", {"forcing": f, "steps": s}) for s in (250, 2000) for f in ("linear", "off")]
+    rows += [(f"{count} module{'s' * (count > 1)}", {"modules": count}) for count in (1, 2, 3, 4, 6)]
+    rows += [(f"{count:,} texts", {"samples": count}) for count in (256, 512, 1024, 2048, 4096)]
+    lines = ["| MREM-S, SST-2, 2-2-8 | accuracy | seconds |", "|---|---|---|"]
+    for label, changes in rows:
+        wanted = {"steps": 500, "modules": 4, "samples": 4096, "forcing": "linear", **changes}
+        found = cells[(cells[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+        texts = (f"{found.value.iloc[0]:.2f}", f"{found.seconds.iloc[0]:.0f}") if len(found) else ("missing", "")
+        lines.append(f"| {label} | {' | '.join(texts)} |")
+    return "\n".join([*lines, "", "One seed; 500 steps a module, four modules, 4,096 texts and annealed forcing unless said."])
+
+
+def plot_mrem() -> None:
+    """results/mrem/curve.png: accuracy against seconds of MREM-S and retraining, SST-2 at 2-2-8."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    cells = mrem_cells()
+    cells = cells[(cells.task == "sst2") & (cells.allocation == "2-2-8") & (cells.seed == 0)]
+    cells = cells[(cells.modules == 4) & (cells.samples == 4096) & (cells.forcing == "linear")]
+    if cells.empty:
+        return
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for name in ("mrem-s", "retrain"):
+        rows = cells[cells.method == name].sort_values("seconds")
+        axes.plot(rows.seconds, rows.value, marker="o", label=METHODS[name])
+    axes.axhline(cells.full.iloc[0], color="grey", linestyle=":", label="full precision")
+    axes.set(
+        xscale="log", xlabel="seconds of refinement", ylabel="accuracy of the packed file (%)", title="SST-2, 2-2-8, one seed"
+    )
+    axes.legend()
+    figure.savefig(RESULTS / "curve.png", dpi=150)
+    plt.close(figure)
+
+
+def _spread(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return "missing"
+    return f"{rows.value.mean():.2f} ({rows.value.min():.2f} to {rows.value.max():.2f}, n={len(rows)})"
