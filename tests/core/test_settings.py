@@ -73,7 +73,7 @@ def test_an_empty_preset_is_the_default_recipe(tmp_path: Path) -> None:
         ("[search]\ntemperature_end = 2.0", "Temperatures must be positive and must not rise"),
         ("[teacher]\nepochs = 0", "Teacher epochs, patience and batch size must be at least 1"),
         ("[teacher]\nbatch_size = 0", "Teacher epochs, patience and batch size must be at least 1"),
-        ("[recovery]\nbatch_size = 0", "Recovery batch size and modules must be at least 1"),
+        ("[recovery]\nbatch_size = 0", "Recovery batch size, modules, samples and parallel fill must be at least 1"),
         ("[recovery]\nsteps = -1", "Recovery steps must not be negative"),
         ("[distillation]\nlogits = 0\nhidden = 0", "one must be above 0"),
         ("[distillation]\nhidden = -1", "must not be negative"),
