@@ -130,8 +130,7 @@ def test_torchrun_starts_the_processes_too(tiny_classifier_dir: Path, tiny_data:
         "torch.distributed.run",
         "--nproc-per-node",
         "2",
-        "--master-port",
-        "0",
+        "--standalone",
         "-m",
         "autoquant.cli",
     ]
