@@ -197,7 +197,7 @@ def _to_bytes(job: Job) -> bytes:
 
 def _watch(problem: RefineProblem, workers: list[Worker], stop: Event) -> None:
     """Log and show what the processes report until all are done. Raises TrainingError if one fails or dies."""
-    context, steps = problem.context, problem.settings.mrem_steps
+    context, steps, launcher = problem.context, problem.settings.mrem_steps, os.getppid()
     with context.progress.stage("Reconstruct", total=steps * len(workers)) as bar, interrupt_waits() as interrupted:
         while not all(worker.finished for worker in workers):
             _listen(problem, workers, bar)
@@ -207,6 +207,9 @@ def _watch(problem: RefineProblem, workers: list[Worker], stop: Event) -> None:
             if failed:
                 _end(workers, stop)
                 raise TrainingError(_describe(failed, len(workers), problem))
+            if torchrun_rank() is not None and os.getppid() != launcher:
+                _end(workers, stop)
+                raise TrainingError("torchrun has ended before its processes: start it again with --resume.")
             if interrupted.is_set():
                 _end(workers, stop)
                 raise KeyboardInterrupt
