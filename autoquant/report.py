@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import MIB, SizeBudget, choice_table
 from autoquant.core.derive import remove_by_name
-from autoquant.core.run import file_sha256, versions
+from autoquant.core.run import RunDirectory, file_sha256, versions
 from autoquant.export.manifest import build_manifest, write_manifest
 from autoquant.pack.model import FILE_NAME
 from autoquant.strategies import SearchResult
@@ -41,7 +41,7 @@ def summarise(
             "full_precision": full[task.metric],
             "uniform": uniform,
         },
-        "deployed": {"safetensors": _deployed(workspace.run.model_dir / FILE_NAME, ours["metrics"])},
+        "deployed": _deployed(workspace.run, ours["metrics"]),
         "all_metrics": {"full_precision": full, **{name: m["metrics"] for name, m in measured.items()}},
         "bytes": {
             "budget": budget.bytes,
@@ -63,9 +63,13 @@ def summarise(
     }
 
 
-def _deployed(path: Path, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """The file that was reloaded and measured; other formats join it when they are exported."""
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path), "metrics": metrics}
+def _deployed(run: RunDirectory, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """The file that was reloaded and measured; other formats join it when they are exported, and stay while they are of this file."""
+    path, recorded = run.model_dir / FILE_NAME, run.path / "metrics.json"
+    packed = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path), "metrics": metrics}
+    before = json.loads(recorded.read_text("utf-8"))["deployed"] if recorded.is_file() else {}
+    same = before.get("safetensors", {}).get("sha256") == packed["sha256"]
+    return {**(before if same else {}), "safetensors": packed}
 
 
 def differences(workspace: Workspace, budget: SizeBudget, allocation: BitAllocation) -> dict[str, float]:

@@ -12,7 +12,7 @@ import pytest
 from autoquant import cli
 from autoquant.core.run import file_sha256
 from autoquant.deploy import export_run
-from runs import Reference, metrics_of, reference
+from runs import Reference, metrics_of, reference, reference_arguments
 
 __all__ = ["reference"]
 
@@ -52,6 +52,14 @@ def test_both_tails_are_recorded(reference: Reference, run_dir: Path) -> None:
     assert fast["logit_difference"]["mean"] < 0.02
     assert fast["simulated_metrics"] == reference.metrics["all_metrics"]["dnas"]
     assert fast["metrics"]["accuracy"] >= fast["simulated_metrics"]["accuracy"] - 1 / 80  # of 80 rows one may be a tie
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_exports(reference: Reference, run_dir: Path) -> None:
+    cli.main(["export", str(run_dir), *data_of(reference)])
+    before = metrics_of(run_dir)["deployed"]
+    cli.main(reference_arguments(reference.model, reference.data, run_dir, "--resume"))
+    assert metrics_of(run_dir)["deployed"] == before
+    assert before["onnx-int8"]["sha256"] in (run_dir / "model" / "README.md").read_text("utf-8")
 
 
 def test_the_task_is_that_of_the_run(reference: Reference, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
