@@ -64,7 +64,7 @@ def summarise(
 
 
 def _deployed(run: RunDirectory, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """The file that was reloaded and measured; other formats join it when they are exported, and stay while they are of this file."""
+    """The file that was reloaded and measured; exports join it, and stay as long as they were made from this very file."""
     path, recorded = run.model_dir / FILE_NAME, run.path / "metrics.json"
     packed = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path), "metrics": metrics}
     before = json.loads(recorded.read_text("utf-8"))["deployed"] if recorded.is_file() else {}
