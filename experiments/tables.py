@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import tyro
 from ablation import ROWS
+from deployment_tables import deployment_table
 from mrem_tables import mrem_settings_table, mrem_table, plot_mrem
 from scipy.stats import spearmanr
 
@@ -155,7 +156,7 @@ def main() -> None:
     tables = {"allocations": allocations()}
     if any((RESULTS / "ablation").glob("*.json")):
         tables["ablation"] = ablation()
-    tables |= {"mrem": mrem_table(), "mrem-settings": mrem_settings_table()}
+    tables |= {"deployment": deployment_table(), "mrem": mrem_table(), "mrem-settings": mrem_settings_table()}
     if options.write:
         plot_mrem()
     for name, table in tables.items():
