@@ -42,16 +42,16 @@ def _baseline_metric(name: str, cell: dict[str, Any]) -> float:
 
 def _truth(cell: dict[str, Any]) -> str:
     """One budget's files: accuracy of each, and how far the exported logits are from what was simulated."""
-    files, int8 = cell["deployed"], cell["bench"]["bytes"]["ort_int8"]
+    files, int8, uniform = cell["deployed"], cell["bench"]["bytes"]["ort_int8"], 100 * cell["metric"]["uniform"]
     values = ", ".join(f"{100 * files[name]['metrics']['accuracy']:.2f} {label}" for name, label in LABELS.items())
     fp32, fast = (files[name]["logit_difference"] for name in ("onnx-fp32", "onnx-int8"))
     smaller, larger = int8 / files["onnx-int8"]["bytes"], files["onnx-int8"]["bytes"] - files["safetensors"]["bytes"]
     same = ", ".join(f"{w['speed_in_same_graph']['autoquant']:.2f}x" for w in cell["bench"]["workloads"].values())
     return (
-        f"- {cell['bytes']['budget'] / 2**20:g} MiB: accuracy {values}, {100 * cell['metric']['uniform']:.2f} uniform bits. Logits "
-        f"differ from the simulation by at most {fp32['max']:.0e} (fp32 tail) and {fast['max']:.2f} (int8 tail, {fast['mean']:.3f} "
-        f"on average). `model.onnx` is {smaller:.1f} times smaller than dynamic int8, {larger:+,} bytes beside `model.safetensors`. "
-        f"Speed relative to dynamic int8 in our own graph: {same}."
+        f"- {cell['bytes']['budget'] / 2**20:g} MiB: accuracy {values}, {uniform:.2f} uniform bits. "
+        f"Logits differ from the simulation by at most {fp32['max']:.0e} (fp32 tail) and {fast['max']:.2f} (int8 tail, "
+        f"{fast['mean']:.3f} on average). `model.onnx` is {smaller:.1f} times smaller than dynamic int8, {larger:+,} bytes "
+        f"beside `model.safetensors`. Speed relative to dynamic int8 in our own graph: {same}."
     )
 
 
