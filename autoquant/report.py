@@ -59,6 +59,7 @@ def summarise(
         "share_of_subgroups_different_from": dict(differs),
         "reload_difference": max(m["reload_difference"] for m in measured.values()),
         "seconds": workspace.run.seconds(),
+        "peak_mib": workspace.run.peaks_mib(),
         "seed": workspace.seed,
     }
 

@@ -26,6 +26,7 @@ from autoquant.backbones.remove import remove_units
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ByteModel, ChoiceTable, SizeBudget, TensorEntry, check_budget, choice_table, header_json
 from autoquant.core.errors import RunError, SpaceError
+from autoquant.core.memory import watched_memory
 from autoquant.core.progress import Progress
 from autoquant.core.run import RunDirectory, disk_errors, file_sha256
 from autoquant.core.settings import Recipe
@@ -234,6 +235,7 @@ class Workspace:
     def __init__(self, blueprint: Blueprint, run: RunDirectory, progress: Progress, machine: Machine, seed: int) -> None:
         self.blueprint, self.run, self.progress, self.seed = blueprint, run, progress, seed
         self.context = Context(run, progress, machine.torch_device(), seed, machine.precision, machine.checkpoint_seconds)
+        self._inner_seconds = 0.0  # of the stages within the one being timed
         _configure(machine)
         data = blueprint.data
         parts = data.train.split(blueprint.recipe.search.held_out)
@@ -242,12 +244,21 @@ class Workspace:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the wall-clock seconds of a block to the run's stage, interruptions included."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.run.add_seconds(stage, time.monotonic() - start)
+        """Add the wall-clock seconds of a block to the run's stage, interruptions included, and record its peak memory.
+
+        A stage within it, such as the search that `reversed` turns around, has its seconds to itself.
+        """
+        start, outer = time.monotonic(), self._inner_seconds
+        self._inner_seconds = 0.0
+        with watched_memory() as peak:
+            try:
+                yield
+            finally:
+                spent = time.monotonic() - start
+                self.run.add_seconds(stage, spent - self._inner_seconds)
+                self._inner_seconds = outer + spent
+                peak.look()
+                self.run.add_peak(stage, peak.mib)
 
     # Shared by all methods ----------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """What all methods share is made once, kept in the run directory, and the same when read again."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -193,6 +194,21 @@ def test_a_finished_search_is_read_and_not_done_again(open_workspace: Opener, mo
                 assert all(torch.equal(read.searched.weights[k], v) for k, v in result.searched.weights.items())
                 assert all(torch.equal(read.searched.scales[k], v) for k, v in result.searched.scales.items())
         assert set(workspace.run.seconds()) >= {f"search-{name}" for name in made}
+
+
+def test_a_stage_does_not_count_the_seconds_of_one_within_it(open_workspace: Opener) -> None:
+    with open_workspace() as workspace:
+        with workspace.timed("outer"):
+            time.sleep(0.05)
+            with workspace.timed("inner"):
+                time.sleep(0.3)
+        with workspace.timed("next"):
+            pass
+        seconds = workspace.run.seconds()
+        assert 0.05 <= seconds["outer"] < 0.25
+        assert 0.3 <= seconds["inner"]
+        assert seconds["next"] < 0.25
+        assert set(workspace.run.peaks_mib()) == {"outer", "inner", "next"}
 
 
 def test_the_reversed_control_reuses_the_search(open_workspace: Opener) -> None:

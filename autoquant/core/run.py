@@ -4,7 +4,7 @@
     metrics.jsonl           one JSON line per logged step
     metrics.json            the result; written last, so its presence says that the run is finished
     checkpoint/<stage>.pt   state of a stage that was interrupted
-    checkpoint/stages.json  seconds of every stage, results of the finished ones
+    checkpoint/stages.json  seconds and peak memory of every stage, results of the finished ones
     teacher/, model/        the fine-tuned teacher; what is shipped
 """
 
@@ -322,6 +322,14 @@ class RunDirectory:
     def seconds(self) -> dict[str, float]:
         """Seconds of every stage so far, interruptions included."""
         return {stage: entry["seconds"] for stage, entry in self._stages().items() if "seconds" in entry}
+
+    def add_peak(self, stage: str, mib: float) -> None:
+        """Record the memory of a stage; the largest counts."""
+        self._write_stage(stage, peak_mib=max(self.peaks_mib().get(stage, 0.0), mib))
+
+    def peaks_mib(self) -> dict[str, float]:
+        """The most memory that every stage took so far, MiB."""
+        return {stage: entry["peak_mib"] for stage, entry in self._stages().items() if "peak_mib" in entry}
 
     def _stages(self) -> dict[str, dict[str, Any]]:
         if not self._stages_file.exists():

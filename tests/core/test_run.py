@@ -411,6 +411,15 @@ def test_results_and_seconds_outlive_the_process(tmp_path):
         assert run.seconds() == {"teacher": 1.5, "search": 5.0}
 
 
+def test_the_largest_peak_of_a_stage_counts(tmp_path):
+    with RunDirectory.open(tmp_path, SETTINGS) as run:
+        run.add_peak("search", 300.0)
+    with RunDirectory.open(tmp_path, SETTINGS, resume=True) as run:
+        run.add_peak("search", 200.0)
+        run.add_peak("teacher", 100.0)
+        assert run.peaks_mib() == {"search": 300.0, "teacher": 100.0}
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"stages": {}}'])
 def test_damaged_stages_are_refused(run, text):
     run.finish("teacher", {})
