@@ -10,12 +10,9 @@ pareto.json, pareto.parquet, report.html
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shlex
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,14 +20,13 @@ from typing import Any
 
 import numpy as np
 import optuna
-from filelock import FileLock
 from optuna.trial import Trial, TrialState
 
 from autoquant import pipeline
-from autoquant.core.cost import MIB, ChoiceTable, SizeBudget
+from autoquant.core.cost import MIB, SizeBudget
 from autoquant.core.errors import BudgetError, RunError, SpaceError
 from autoquant.core.progress import Progress, SilentProgress
-from autoquant.core.run import RunDirectory, differences, file_sha256
+from autoquant.core.run import differences
 from autoquant.core.settings import Recipe, from_mapping, load_preset
 from autoquant.export import EXPORTERS
 from autoquant.inference import load
@@ -41,17 +37,14 @@ from autoquant.pareto.results import OBJECTIVES, Point, Sweep
 from autoquant.pareto.storage import default_storage, open_storage, storage_errors, without_password
 from autoquant.pareto.trials import PATIENCE, Counts, Plan, by_cell, enqueue_missing, owner, work
 from autoquant.pareto.tuning import SAMPLERS, Range, apply_settings, parse_range, suggest
-from autoquant.strategies import SearchResult
-from autoquant.strategies.dnas import rederive
+from autoquant.shared import SharedParts, cell_name, drop_copies, mib_text, pivot_budget, weights_sha256
 from autoquant.tasks.data import TaskData
 from autoquant.training.batches import encode
-from autoquant.workspace import Blueprint, Machine, Workspace, check_strategies
+from autoquant.workspace import Blueprint, Machine, check_strategies
 
-SETTINGS, LEARNED = "autoquant", ("dnas", "reversed")  # the study's attribute; strategies that look at a dnas search
+SETTINGS = "autoquant"  # the study's attribute
 TUNING_SHARE, TUNING_SALT = 0.2, "tune"
 TUNING_NOTE = "The metric is that on a fifth of the training file, which no trial saw: the evaluation file was not read."
-
-Prepared = tuple[Mapping[str, dict[str, Any]], SearchResult | None, ChoiceTable]
 
 
 @dataclass(frozen=True)
@@ -141,15 +134,6 @@ def spread_budgets(budgets: Sequence[float], points: int | None) -> tuple[int, .
     return tuple(sorted(int(size * MIB) for size in budgets))
 
 
-def cell_name(strategy: str, budget_bytes: int, seed: int) -> str:
-    """`dnas-6MiB-seed0`."""
-    return f"{strategy}-{mib_text(budget_bytes)}MiB-seed{seed}"
-
-
-def mib_text(size: int) -> str:
-    return f"{size / MIB:.4g}"
-
-
 def make_plan(settings: SweepSettings) -> Plan:
     """The grid of strategies, budgets and seeds, seeds last so that a first front is there early; or the sampler's trials."""
     if settings.tune:
@@ -181,7 +165,6 @@ class Measurer:
         self.study, self.settings, self.folder, self.model, self.progress = study, settings, folder, model, progress
         self.machine = Machine(**settings.machine)
         self.data = tuning_data(data) if settings.tune else data
-        self._prepared: dict[str, Prepared] = {}
 
     def __call__(self, trial: Trial) -> list[float]:
         """Measure a trial's cell; its result goes into the study, so that no other file is needed to draw the front."""
@@ -204,7 +187,7 @@ class Measurer:
             machine=self.machine,
             resume=True,
             progress=self.progress,
-            shared=self.shared(recipe, budget, params["seed"]),
+            shared=self.parts.for_run(recipe, budget, params["seed"]),
         )
         metrics = result.metrics
         latency = self.latency(result.model_dir) if "latency" in self.settings.objectives else None
@@ -231,40 +214,28 @@ class Measurer:
         predictor = load(model_dir)
         return latency_ms(model_dir, encode(predictor.tokenizer, texts, predictor.max_length), self.machine.threads)
 
-    def tidy(self, cell: str) -> None:
-        """Drop a finished trial's copies of what is shared: teacher and checkpoints are many times its model."""
-        for name in ("teacher", "checkpoint"):
-            shutil.rmtree(self.folder / "trials" / cell / name, ignore_errors=True)
-
-    # Shared by the trials -----------------------------------------------------------------------------------------
+    @cached_property
+    def parts(self) -> SharedParts:
+        """What trials share, in shared/."""
+        settings = self.settings
+        return SharedParts(
+            folder=self.folder / "shared",
+            model=self.model,
+            data=self.data,
+            recipe=settings.recipe,
+            seed=settings.seeds[0],
+            pivot=SizeBudget(pivot_budget(settings.budgets), settings.count),
+            max_length=settings.max_length,
+            trim_positions=settings.trim_positions,
+            machine=self.machine,
+            progress=self.progress,
+            reuse_search=settings.reuse_search,
+        )
 
     @cached_property
     def teacher(self) -> str:
-        """A fine-tuned classifier: the model as given if it has a head, else fine-tuned once, with the first seed.
-
-        Raises RunError if the study's other trials have another teacher: their numbers would not compare.
-        """
-        settings = self.settings
-        blueprint = Blueprint.draw(self.model, self.data, settings.recipe, settings.max_length, trim_positions=False)
-        path = self.model
-        if not blueprint.source.load(settings.seeds[0])[1]:
-            with self._alone("teacher"):
-                folder, _ = pipeline.finetune_teacher(
-                    self.model,
-                    self.data,
-                    recipe=settings.recipe,
-                    run_dir=self.folder / "shared" / "teacher",
-                    seed=settings.seeds[0],
-                    max_length=settings.max_length,
-                    machine=self.machine,
-                    resume=True,
-                    progress=self.progress,
-                )
-            path = str(folder)
-        self._check_same_teacher(path)
-        return path
-
-    def _check_same_teacher(self, path: str) -> None:
+        """The full-precision model. Raises RunError if the study's other trials have another: their numbers would not compare."""
+        path = self.parts.teacher
         mine = weights_sha256(path)
         known = self.study.user_attrs.get("teacher")
         if known is None:
@@ -274,69 +245,13 @@ class Measurer:
                 f"The sweep's teacher has sha256 {known[:12]}, the one here {mine[:12]}: copy the sweep's shared/ folder, or "
                 "give its teacher as --model."
             )
-
-    def shared(self, recipe: Recipe, budget: SizeBudget, seed: int) -> pipeline.Shared:
-        """Calibration, and where it is reused the search, of all trials with this recipe (its recovery apart) and seed."""
-        upstream = dataclasses.replace(
-            recipe, recovery=Recipe().recovery, search=dataclasses.replace(recipe.search, strategy="dnas")
-        )
-        text = json.dumps({"recipe": dataclasses.asdict(upstream), "seed": seed}, sort_keys=True)
-        key = f"seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-        needs_search = self.settings.reuse_search and recipe.search.strategy in LEARNED
-        if key not in self._prepared or (needs_search and self._prepared[key][1] is None):
-            self._prepared[key] = self._prepare(upstream, key, seed, needs_search)
-        states, found, table = self._prepared[key]
-        if not needs_search or found is None:
-            return pipeline.Shared(f"calibration of shared/{key}", lambda run: run.adopt(states, {}))
-        result = rederive(found, table, budget.bytes, upstream.search.prior_strength)
-        if recipe.recovery.start == "teacher":
-            result = dataclasses.replace(result, searched=None)  # as large as the model, and not looked at
-        return pipeline.Shared(f"calibration and search of shared/{key}", lambda run: run.adopt(states, {"dnas": result}))
-
-    def _prepare(self, recipe: Recipe, key: str, seed: int, search: bool) -> Prepared:
-        pivot = SizeBudget(pivot_budget(self.settings.budgets), self.settings.count)
-        with self._alone(key), self._workspace(recipe, key, seed) as workspace:
-            found = workspace.search("dnas", pivot) if search else None
-            return workspace.prepared(), found, workspace.blueprint.table(pivot)
-
-    @contextmanager
-    def _workspace(self, recipe: Recipe, key: str, seed: int) -> Iterator[Workspace]:
-        settings = self.settings
-        blueprint = Blueprint.draw(self.teacher, self.data, recipe, settings.max_length, settings.trim_positions)
-        identity = {
-            "teacher": weights_sha256(self.teacher),
-            "recipe": dataclasses.asdict(recipe),
-            "budget": pivot_budget(settings.budgets),
-            "seed": seed,
-            "machine": self.machine.identity(),
-        }
-        with RunDirectory.open(self.folder / "shared" / key, identity, resume=True) as run:
-            yield Workspace(blueprint, run, self.progress, self.machine, seed)
-
-    @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
-        """One worker of this folder at a time; the others wait, and then find it done."""
-        folder = self.folder / "shared"
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{name}.lock"):
-            yield
-
-
-def pivot_budget(budgets: Sequence[int]) -> int:
-    """The budget whose search serves all: the one nearest to their geometric mean."""
-    middle = float(np.log(budgets).mean())
-    return min(budgets, key=lambda size: abs(float(np.log(size)) - middle))
+        return path
 
 
 def tuning_data(data: TaskData) -> TaskData:
     """The training file alone: a fifth of it, by hash of the text, stands in for the evaluation file."""
     kept, held_out = data.train.split(TUNING_SHARE, TUNING_SALT)
     return dataclasses.replace(data, train=kept, evaluation=held_out)
-
-
-def weights_sha256(model: str) -> str:
-    """sha256 of a saved model's weights."""
-    return file_sha256(Path(model) / "model.safetensors")
 
 
 # The study --------------------------------------------------------------------------------------------------------
@@ -455,7 +370,7 @@ def run_worker(
     folder.mkdir(parents=True, exist_ok=True)
 
     def finished(cell: str) -> None:
-        measurer.tidy(cell)
+        drop_copies(folder / "trials" / cell)
         found = write_results(study, settings, folder)
         if cells is not None:
             found.write_cells(cells)

@@ -15,4 +15,7 @@ STRATEGIES: dict[str, SearchStrategy] = {
     "fisher": Fisher(),
 }
 
-__all__ = ["STRATEGIES", "Problem", "SearchResult", "SearchStrategy", "Start"]
+# Their search takes long, and what it learned (`SearchResult.values`) holds under every budget: only the knapsack is another.
+REUSABLE: frozenset[str] = frozenset({"dnas", "reversed"})
+
+__all__ = ["REUSABLE", "STRATEGIES", "Problem", "SearchResult", "SearchStrategy", "Start"]

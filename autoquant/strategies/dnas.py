@@ -107,19 +107,6 @@ def _repaired(values: np.ndarray, table: ChoiceTable, likely: np.ndarray, gone: 
     return Derived(smaller.to_allocation(choice, removed), smaller, choice, origins)
 
 
-def rederive(result: SearchResult, table: ChoiceTable, budget_bytes: int, prior_strength: float) -> SearchResult:
-    """What a finished search says of another budget: its values are worth the same, only the knapsack is another.
-
-    `table` must have the choices of the search's. Raises BudgetError if the budget cannot be met.
-    """
-    assert result.values is not None
-    derived = derive(result.values, table, budget_bytes, result.removal)
-    logits = (result.values - 8 * prior_strength * table.bytes) / table.parameters[:, None]
-    shares = np.where(table.allowed, np.exp(logits - logits.max(axis=1, keepdims=True)), 0.0)
-    probability = (shares / shares.sum(axis=1, keepdims=True))[derived.origins, derived.choice]
-    return SearchResult(derived.allocation, result.values, result.removal, probability, result.searched)
-
-
 def train_supernet(supernet: Supernet, problem: Problem) -> None:
     """Run the whole search, from its checkpoint if there is one."""
     supernet.eval()

@@ -19,8 +19,9 @@ from autoquant.core.errors import RunError
 from autoquant.core.run import file_sha256
 from autoquant.pareto.results import Sweep
 from autoquant.pareto.storage import open_storage
-from autoquant.pareto.sweep import pivot_budget, spread_budgets, sweep
+from autoquant.pareto.sweep import spread_budgets, sweep
 from autoquant.pareto.trials import by_cell
+from autoquant.shared import pivot_budget
 from runs import FEWEST, MACHINE, Reference, log_of, metrics_of, reference, start, task
 
 __all__ = ["reference"]
@@ -342,4 +343,3 @@ def test_a_worker_needs_the_study_and_its_data(finished: Path, tmp_path: Path, c
 def test_points_are_even_on_a_log_scale() -> None:
     assert spread_budgets([4, 1], 3) == (2**20, 2**21, 2**22)
     assert spread_budgets([4, 1], None) == (2**20, 2**22)
-    assert pivot_budget([1, 2, 4]) == 2

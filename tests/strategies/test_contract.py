@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from autoquant.core.errors import BudgetError
-from autoquant.strategies import STRATEGIES, Problem, SearchResult
+from autoquant.strategies import REUSABLE, STRATEGIES, Problem, SearchResult
+from autoquant.strategies.reuse import rederive
 
 MakeProblem = Callable[..., Problem]
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
@@ -76,6 +77,20 @@ def test_values_are_of_every_choice(name: str, make_problem: MakeProblem) -> Non
     if values is not None:
         assert values.shape == problem.table.bytes.shape
         assert np.isfinite(values[problem.table.allowed]).all()
+
+
+@pytest.mark.parametrize("name", sorted(REUSABLE))
+def test_a_reusable_search_serves_every_budget(name: str, make_problem: MakeProblem) -> None:
+    problem, strength = make_problem(0.4), make_problem().search.prior_strength
+    result = search(name, problem)
+    again = rederive(result, problem.table, problem.budget.bytes, strength)
+    assert again.allocation == result.allocation
+    if result.probability is not None:
+        np.testing.assert_allclose(again.probability, result.probability, atol=2e-5)
+    for share in (0.2, 0.7):
+        budget = make_problem(share).budget
+        other = rederive(result, problem.table, budget.bytes, strength).allocation
+        assert 0.99 * budget.bytes <= problem.table.total(problem.table.to_choice(other)) <= budget.bytes
 
 
 @pytest.mark.parametrize("control", ["uniform", "random", "reversed"])

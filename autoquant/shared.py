@@ -1,0 +1,166 @@
+"""What do several runs of one model and data share? The teacher, and by seed calibration and searches: made once, then adopted.
+
+teacher/            the full-precision model, where the model that was given has no trained head
+seed<n>-<key>/      calibration and searches of all runs with this seed and the same settings up to recovery
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from autoquant import pipeline
+from autoquant.core.cost import MIB, ChoiceTable, SizeBudget
+from autoquant.core.progress import Progress
+from autoquant.core.run import RunDirectory, file_sha256
+from autoquant.core.settings import Recipe
+from autoquant.strategies import REUSABLE, SearchResult
+from autoquant.strategies.reuse import rederive
+from autoquant.tasks.data import TaskData
+from autoquant.workspace import Blueprint, Machine, Workspace
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Calibration states by name, search results by strategy, and seconds and peak MiB of every stage they took."""
+
+    states: Mapping[str, dict[str, Any]]
+    results: Mapping[str, SearchResult]
+    table: ChoiceTable
+    seconds: Mapping[str, float]
+    peaks_mib: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class SharedParts:
+    """Prepares in `folder` what runs share. `recipe` and `seed` are the teacher's; `pivot` is the budget of shared searches."""
+
+    folder: Path
+    model: str
+    data: TaskData
+    recipe: Recipe
+    seed: int
+    pivot: SizeBudget
+    max_length: int
+    trim_positions: bool
+    machine: Machine
+    progress: Progress
+    reuse_search: bool = True
+    _prepared: dict[str, Prepared] = field(default_factory=dict)
+
+    @cached_property
+    def teacher(self) -> str:
+        """A fine-tuned classifier: the model as given if it has a head, else fine-tuned once."""
+        blueprint = Blueprint.draw(self.model, self.data, self.recipe, self.max_length, trim_positions=False)
+        if blueprint.source.load(self.seed)[1]:
+            return self.model
+        with self._alone("teacher"):
+            folder, _ = pipeline.finetune_teacher(
+                self.model,
+                self.data,
+                recipe=self.recipe,
+                run_dir=self.folder / "teacher",
+                seed=self.seed,
+                max_length=self.max_length,
+                machine=self.machine,
+                resume=True,
+                progress=self.progress,
+            )
+        return str(folder)
+
+    def for_run(self, recipe: Recipe, budget: SizeBudget, seed: int) -> pipeline.Shared:
+        """What a run of this recipe, budget and seed takes over: the calibration, and the search where it serves every budget."""
+        prepared, key = self.prepared(recipe, seed), self._key(recipe, seed)
+        found = prepared.results.get(recipe.search.strategy)
+        if found is None:
+            return pipeline.Shared(f"calibration of shared/{key}", lambda run: run.adopt(prepared.states, {}))
+        result = rederive(found, prepared.table, budget.bytes, recipe.search.prior_strength)
+        if recipe.recovery.start == "teacher":
+            result = dataclasses.replace(result, searched=None)  # as large as the model, and not looked at
+        results = {recipe.search.strategy: result}
+        return pipeline.Shared(f"calibration and search of shared/{key}", lambda run: run.adopt(prepared.states, results))
+
+    def prepared(self, recipe: Recipe, seed: int) -> Prepared:
+        """Calibration, and the recipe's search if it can be reused, of all runs with this seed and recipe, recovery apart."""
+        key, strategy = self._key(recipe, seed), recipe.search.strategy
+        searches = self.reuse_search and strategy in REUSABLE and recipe.search.derive == "knapsack"
+        known = self._prepared.get(key)
+        if known is None or (searches and strategy not in known.results):
+            self._prepared[key] = known = self._prepare(_upstream(recipe), key, seed, strategy if searches else None)
+        return known
+
+    def _prepare(self, recipe: Recipe, key: str, seed: int, strategy: str | None) -> Prepared:
+        results = dict(self._prepared[key].results) if key in self._prepared else {}
+        with self._alone(key), self._workspace(recipe, key, seed) as workspace:
+            if strategy is not None:
+                results[strategy] = workspace.search(strategy, self.pivot)
+            states, table, run = workspace.prepared(), workspace.blueprint.table(self.pivot), workspace.run
+            return Prepared(states, results, table, run.seconds(), run.peaks_mib())
+
+    @contextmanager
+    def _workspace(self, recipe: Recipe, key: str, seed: int) -> Iterator[Workspace]:
+        blueprint = Blueprint.draw(self.teacher, self.data, recipe, self.max_length, self.trim_positions)
+        identity = {
+            "teacher": weights_sha256(self.teacher),
+            "recipe": dataclasses.asdict(recipe),
+            "budget": self.pivot.bytes,
+            "seed": seed,
+            "machine": self.machine.identity(),
+        }
+        with RunDirectory.open(self.folder / key, identity, resume=True) as run:
+            yield Workspace(blueprint, run, self.progress, self.machine, seed)
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """One process of this folder at a time; the others wait, and then find it done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / f".{name}.lock"):
+            yield
+
+    @staticmethod
+    def _key(recipe: Recipe, seed: int) -> str:
+        text = json.dumps({"recipe": dataclasses.asdict(_upstream(recipe)), "seed": seed}, sort_keys=True)
+        return f"seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _upstream(recipe: Recipe) -> Recipe:
+    """What decides calibration and searches: everything but recovery, and which of the strategies is asked for."""
+    search = dataclasses.replace(recipe.search, strategy="dnas")
+    return dataclasses.replace(recipe, recovery=Recipe().recovery, search=search)
+
+
+def pivot_budget(budgets: Sequence[int]) -> int:
+    """The budget whose search serves all: the one nearest to their geometric mean."""
+    middle = float(np.log(budgets).mean())
+    return min(budgets, key=lambda size: abs(float(np.log(size)) - middle))
+
+
+def cell_name(method: str, budget_bytes: int, seed: int) -> str:
+    """`dnas-6MiB-seed0`."""
+    return f"{method}-{mib_text(budget_bytes)}MiB-seed{seed}"
+
+
+def mib_text(size: int) -> str:
+    return f"{size / MIB:.4g}"
+
+
+def weights_sha256(model: str) -> str:
+    """sha256 of a saved model's weights."""
+    return file_sha256(Path(model) / "model.safetensors")
+
+
+def drop_copies(run_dir: Path) -> None:
+    """Drop a finished run's copies of what is shared: teacher and checkpoints are many times its model."""
+    for name in ("teacher", "checkpoint"):
+        shutil.rmtree(run_dir / name, ignore_errors=True)

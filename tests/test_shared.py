@@ -1,0 +1,72 @@
+"""What is shared is made once, and names of cells say what they are."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from autoquant.core.cost import SizeBudget
+from autoquant.core.progress import SilentProgress
+from autoquant.core.run import RunDirectory
+from autoquant.core.settings import Recipe, RecoverySettings, SearchSettings, TeacherSettings
+from autoquant.shared import SharedParts, cell_name, drop_copies, pivot_budget
+from autoquant.supernet.mixing import KERNELS
+from autoquant.tasks.load import load_glue
+from autoquant.workspace import Machine
+
+RECIPE = Recipe(search=SearchSettings(steps=2, calibration_samples=32), teacher=TeacherSettings(epochs=1))
+
+
+@pytest.fixture
+def parts(tiny_model_dir: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SharedParts:
+    monkeypatch.setattr(KERNELS, "compile", False)
+    machine = Machine("cpu", 1, compile=False)
+    data, pivot = load_glue("sst2", tiny_data), SizeBudget(20_000)
+    return SharedParts(tmp_path / "shared", str(tiny_model_dir), data, RECIPE, 0, pivot, 32, False, machine, SilentProgress())
+
+
+def with_strategy(name: str) -> Recipe:
+    return dataclasses.replace(RECIPE, search=dataclasses.replace(RECIPE.search, strategy=name))
+
+
+def searched(folder: Path) -> int:
+    return sum(line["stage"] == "search-dnas" for line in RunDirectory(folder).read_log())
+
+
+def test_one_teacher_and_one_search_for_all(parts: SharedParts) -> None:
+    assert parts.teacher == str(parts.folder / "teacher" / "teacher")
+    parts.for_run(with_strategy("uniform"), SizeBudget(18_000), 0)
+    (folder,) = parts.folder.glob("seed0-*")
+    assert searched(folder) == 0
+    for size in (18_000, 24_000):
+        for name in ("dnas", "reversed", "fisher"):
+            parts.for_run(with_strategy(name), SizeBudget(size), 0)
+    parts.for_run(dataclasses.replace(RECIPE, recovery=RecoverySettings(steps=7)), SizeBudget(18_000), 0)
+    assert searched(folder) == RECIPE.search.steps
+    assert list(parts.folder.glob("seed0-*")) == [folder]
+    assert set(parts.prepared(RECIPE, 0).results) == {"dnas", "reversed"}
+    assert parts.prepared(RECIPE, 0).peaks_mib["search-dnas"] > 1
+
+
+def test_most_probable_choices_cannot_be_shared(parts: SharedParts) -> None:
+    argmax = dataclasses.replace(RECIPE, search=dataclasses.replace(RECIPE.search, derive="argmax"))
+    assert "search" not in parts.for_run(argmax, SizeBudget(18_000), 0).origin
+    assert "search" in parts.for_run(RECIPE, SizeBudget(18_000), 0).origin
+
+
+def test_cells_are_named_after_what_they_are() -> None:
+    assert cell_name("dnas", 6 * 2**20, 0) == "dnas-6MiB-seed0"
+    assert cell_name("gobo-3-4-32", 3_634_718, 2) == "gobo-3-4-32-3.466MiB-seed2"
+
+
+def test_the_search_is_at_the_middle_budget() -> None:
+    assert pivot_budget([1, 2, 4]) == 2
+    assert pivot_budget([3, 100, 5]) == 5
+
+
+def test_copies_go_and_the_result_stays(tmp_path: Path) -> None:
+    for name in ("teacher", "checkpoint", "model"):
+        (tmp_path / name).mkdir()
+    drop_copies(tmp_path)
+    drop_copies(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
