@@ -17,7 +17,6 @@ themselves and the gradient of the mixed weight, an array more than a plain laye
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -39,6 +38,7 @@ from autoquant.core.allocate import allocate
 from autoquant.core.cost import ByteModel, ChoiceTable, choice_table
 from autoquant.core.settings import DistillationSettings
 from autoquant.core.space import load_space
+from autoquant.footprint import peak_mib
 from autoquant.quantizers import QUANTIZERS
 from autoquant.supernet.build import Supernet
 from autoquant.supernet.calibration import initial_scales
@@ -188,7 +188,7 @@ def child(side: str) -> None:
     step = plain_step() if side == "plain" else supernet_step(side, 32)
     for _ in range(5):
         step()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(int(peak_mib() * 2**20))
 
 
 def knapsack(groups: int = 10_000, widths: tuple[int, ...] = (0, 1, 2, 3, 4, 8)) -> dict[str, float]:

@@ -12,11 +12,12 @@ the largest worker's.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import TerminalProgress
 from autoquant.core.run import RunDirectory, atomic_write_text, file_sha256, versions
 from autoquant.core.settings import RecoverySettings, load_preset
+from autoquant.footprint import peak_mib
 from autoquant.refinement import UniformBits
 from autoquant.strategies import SearchResult
 from autoquant.tasks.data import TaskData
@@ -211,8 +213,9 @@ def measure(options: Options, cell: Cell) -> None:
     with workspace(options, f"{cell.task}-{cell.allocation}-seed{cell.seed}", blueprint, cell.seed) as shared:
         _ = shared.starting_point  # shared by all methods, so in nobody's time or memory
         before = psutil.Process().memory_info().rss
-        built = method.build(shared, SearchResult(allocation), budget, cell.name, shared.run.path / "cells" / cell.name)
-        peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        with largest_worker() as worker:
+            built = method.build(shared, SearchResult(allocation), budget, cell.name, shared.run.path / "cells" / cell.name)
+        process = peak_mib()
         encoded = encode(blueprint.source.tokenizer, data.evaluation, options.max_length)
         metrics = method.measure(shared, shared.run.path / "cells" / cell.name, cell.name, encoded)
         full = method.evaluate(shared, shared.teacher, encoded)
@@ -224,7 +227,7 @@ def measure(options: Options, cell: Cell) -> None:
             "file_bytes": built["file_bytes"],
             "full_precision_bytes": blueprint.full_bytes(),
             "seconds": shared.run.seconds()[f"recover-{cell.name}"],
-            "peak_mib": {"process": peaks[0], "largest_worker": peaks[1], "before": before / 2**20},
+            "peak_mib": {"process": process, "largest_worker": max(worker), "before": before / 2**20},
             "threads": options.threads,
             "recipe": dataclasses.asdict(blueprint.recipe),
             "teacher_sha256": shared.teacher_hash,
@@ -232,6 +235,27 @@ def measure(options: Options, cell: Cell) -> None:
             "versions": versions(),
         }
     atomic_write_text(cell.file, json.dumps(result, indent=1, sort_keys=True) + "\n")
+
+
+@contextmanager
+def largest_worker(every: float = 0.2) -> Iterator[list[float]]:
+    """Sizes of resident sets of child processes, MiB, looked at every so many seconds: a child's own ru_maxrss begins at its
+    parent's."""
+    seen, done = [0.0], threading.Event()
+
+    def look() -> None:
+        while not done.wait(every):
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    seen.append(child.memory_info().rss / 2**20)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        watcher.join()
 
 
 if __name__ == "__main__":
