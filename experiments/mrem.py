@@ -6,25 +6,21 @@
 
 All cells of a task share the teacher, the training text and, where the allocation is a searched one, one search at 15x. Each
 writes `results/mrem/<cell>.json`; cells that are there are skipped. `python experiments/tables.py` makes the table and
-`results/mrem/curve.png`. A process of its own, so that its peak memory is its own; that of mrem-p is the watching process's and
-the largest worker's.
+`results/mrem/curve.png`. Each has a process of its own, whose peak memory it records; mrem-p's is that of all its workers together.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import tyro
 
 from autoquant import method, pipeline
@@ -34,7 +30,6 @@ from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import TerminalProgress
 from autoquant.core.run import RunDirectory, atomic_write_text, file_sha256, versions
 from autoquant.core.settings import RecoverySettings, load_preset
-from autoquant.footprint import peak_mib
 from autoquant.refinement import UniformBits
 from autoquant.strategies import SearchResult
 from autoquant.tasks.data import TaskData
@@ -212,10 +207,7 @@ def measure(options: Options, cell: Cell) -> None:
     budget = SizeBudget(blueprint.byte_model.exact_bytes(allocation))
     with workspace(options, f"{cell.task}-{cell.allocation}-seed{cell.seed}", blueprint, cell.seed) as shared:
         _ = shared.starting_point  # shared by all methods, so in nobody's time or memory
-        before = psutil.Process().memory_info().rss
-        with largest_worker() as worker:
-            built = method.build(shared, SearchResult(allocation), budget, cell.name, shared.run.path / "cells" / cell.name)
-        process = peak_mib()
+        built = method.build(shared, SearchResult(allocation), budget, cell.name, shared.run.path / "cells" / cell.name)
         encoded = encode(blueprint.source.tokenizer, data.evaluation, options.max_length)
         metrics = method.measure(shared, shared.run.path / "cells" / cell.name, cell.name, encoded)
         full = method.evaluate(shared, shared.teacher, encoded)
@@ -227,7 +219,7 @@ def measure(options: Options, cell: Cell) -> None:
             "file_bytes": built["file_bytes"],
             "full_precision_bytes": blueprint.full_bytes(),
             "seconds": shared.run.seconds()[f"recover-{cell.name}"],
-            "peak_mib": {"process": process, "largest_worker": max(worker), "before": before / 2**20},
+            "peak_mib": shared.run.peaks_mib()[f"recover-{cell.name}"],
             "threads": options.threads,
             "recipe": dataclasses.asdict(blueprint.recipe),
             "teacher_sha256": shared.teacher_hash,
@@ -235,27 +227,6 @@ def measure(options: Options, cell: Cell) -> None:
             "versions": versions(),
         }
     atomic_write_text(cell.file, json.dumps(result, indent=1, sort_keys=True) + "\n")
-
-
-@contextmanager
-def largest_worker(every: float = 0.2) -> Iterator[list[float]]:
-    """Sizes of resident sets of child processes, MiB, looked at every so many seconds: a child's own ru_maxrss begins at its
-    parent's."""
-    seen, done = [0.0], threading.Event()
-
-    def look() -> None:
-        while not done.wait(every):
-            for child in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    seen.append(child.memory_info().rss / 2**20)
-
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
-    try:
-        yield seen
-    finally:
-        done.set()
-        watcher.join()
 
 
 if __name__ == "__main__":

@@ -29,10 +29,8 @@ def mrem_cells() -> pd.DataFrame:
     plain = ("task", "allocation", "method", "steps", "seed", "modules", "samples", "forcing", "seconds")
     rows = []
     for cell in cells:
-        peak = cell["peak_mib"]
-        memory = peak["process"] if cell["method"] != "mrem-p" else max(peak["process"], peak["largest_worker"])
         values = {"value": 100 * cell["metrics"][cell["metric"]], "full": 100 * cell["full_precision"][cell["metric"]]}
-        rows.append({**{name: cell[name] for name in plain}, **values, "mib": memory})
+        rows.append({**{name: cell[name] for name in plain}, **values, "mib": cell["peak_mib"]})
     return pd.DataFrame(rows, columns=[*plain, "value", "full", "mib"])
 
 
