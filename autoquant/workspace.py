@@ -108,7 +108,21 @@ class Blueprint:
             raise SpaceError(f"Unknown quantizer '{recipe.quantizer}'; known are {', '.join(QUANTIZERS)}.")
         space = space or load_space(recipe.space)
         source = open_model(model, data.label_names or None, max_length, trim_positions)
-        return cls(source, data, recipe, space, max_length, trim_positions, encode(source.tokenizer, data.train, max_length))
+        train = encode(source.tokenizer, data.train, max_length)
+        blueprint = cls(source, data, recipe, space, max_length, trim_positions, train)
+        blueprint.check_quantizer()
+        return blueprint
+
+    def check_quantizer(self) -> None:
+        """Raise SpaceError where the space offers what the quantizer does not have."""
+        name, known = self.quantizer.name, self.quantizer.widths
+        for partition in self.partitions:
+            odd = sorted(set(partition.widths) - {0, *known})
+            if odd:
+                raise SpaceError(
+                    f"Quantizer {name} has {', '.join(map(str, known))} bits; space '{self.space.name}' offers {odd[0]} in "
+                    f"{partition.matrix.kind}: give a --space without it."
+                )
 
     @property
     def quantizer(self) -> Quantizer:
@@ -157,8 +171,8 @@ class Blueprint:
         rest = {name: shape for name, shape in self.shapes.items() if name not in quantised}
         rest |= {f"{name.removesuffix('.weight')}.{RANGE_NAME}": (2,) for name in self.ranged}
         units = self.space.units([p.matrix for p in self.partitions], self.source.config.num_attention_heads)
-        metadata, overhead = metadata_text(self.packed_settings()), self.quantizer.overhead_bytes(1)
-        return ByteModel(self.partitions, rest, self.space.scale, metadata, units, overhead)
+        metadata = metadata_text(self.packed_settings())
+        return ByteModel(self.partitions, rest, self.space.scale, metadata, units, self.quantizer.storage)
 
     def full_bytes(self, count: str = "file") -> int:
         """Float32 size of what counts: the whole safetensors file, or the encoder's matrices."""
@@ -305,9 +319,7 @@ class Workspace:
                 blueprint, table = self.blueprint, choice_table(self.blueprint.byte_model)
                 data, counts = self._calibration_texts, blueprint.token_counts
                 backbone, quantizer = blueprint.source.backbone, blueprint.quantizer
-                scores = fisher_scores(
-                    self.teacher, backbone, table, quantizer, scales, data, counts, self.seed, self.progress
-                )
+                scores = fisher_scores(self.teacher, backbone, table, quantizer, scales, data, counts, self.seed, self.progress)
             saved = {"choices": torch.from_numpy(scores.choices), "removals": torch.from_numpy(scores.removals)}
             self.run.save_state("calibration", saved)
         return Calibration(self.starting_point.scales, Sensitivity(saved["choices"].numpy(), saved["removals"].numpy()))

@@ -2,10 +2,12 @@
 
 A packed `model.safetensors` holds, for every matrix W of the search space,
 
-    W_codes   U8 [n]      codes at their true width, each row padded to a whole byte, pruned rows absent
-    W_scales  F16 [m]     one scale (or scale and midpoint) per row or per sub-group, pruned ones absent
-    W_layout  U8 [8 + G]  rows and columns (little-endian uint32 each), then the bits of each of the G sub-groups
-    W_buckets U8 [k]      word embedding only: the bucket of each row, packed at ceil(log2 G) bits
+    W_codes     U8 [n]      codes at their true width, each row padded to a whole byte, pruned rows absent
+    W_scales    F16 [m]     one scale (or scale and midpoint, or codebook) per row or per sub-group, pruned ones absent
+    W_layout    U8 [8 + G]  rows and columns (little-endian uint32 each), then the bits of each of the G sub-groups
+    W_buckets   U8 [k]      word embedding only: the bucket of each row, packed at ceil(log2 G) bits
+    W_outliers  F16 [o]     weights that stay as they are, for quantizers that have such,
+    W_positions U8 [o p]    and where: row x columns + column, ascending, little-endian in p = `position_bytes` bytes each
 
 and every other tensor ("rest": biases, layer norms) as F16 under its own name. The JSON header is padded with spaces to a
 length that does not depend on the allocation, so that bytes are additive over sub-groups.
@@ -24,13 +26,14 @@ import numpy as np
 
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.errors import BudgetError
+from autoquant.core.storage import PLAIN, SCALE_BYTES, Storage, position_bytes
 from autoquant.core.structure import Structure, Unit, kept_rows, pick_units, prune_partition, prune_shapes
 from autoquant.core.subgroup import Partition
 
 MIB = 1024 * 1024
-SCALE_BYTES = 2  # float16
 LAYOUT_HEAD_BYTES = 8  # rows and columns as uint32
 CHECKSUM_CHARACTERS = 64  # sha256 in hexadecimal
+HALF_PARTS = ("scales", "outliers")  # of a matrix in the file; the others are bytes
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,6 @@ class SizeBudget:
         if not ratio > 1:
             raise BudgetError(f"--budget-ratio {ratio} does not shrink anything: give a number above 1, say 15.")
         return cls(int(full_bytes / ratio), count)
-
-
-def code_bytes(rows: int, columns: int, bits: int) -> int:
-    """Bytes of `rows` rows of codes of `bits` bits, each row padded to a whole byte.
-
-    >>> code_bytes(2, 384, 3)
-    288
-    """
-    return rows * ((columns * bits + 7) // 8)
 
 
 def bucket_bits(groups: int) -> int:
@@ -103,7 +97,7 @@ class ByteModel:
 
     `partitions`: the matrices of the search space; `rest`: name -> shape of every other tensor of the file;
     `scale`: `row` or `subgroup`; `metadata`: the header's text (its length counts, its checksum has a fixed length);
-    `units`: what can be removed as a whole; `scale_bytes`: what a row or sub-group stores beside its codes.
+    `units`: what can be removed as a whole; `storage`: what the quantizer stores.
     """
 
     partitions: tuple[Partition, ...]
@@ -111,7 +105,7 @@ class ByteModel:
     scale: str
     metadata: str
     units: tuple[Unit, ...] = ()
-    scale_bytes: int = SCALE_BYTES
+    storage: Storage = PLAIN
 
     def without(self, names: Iterable[str]) -> ByteModel:
         """The smaller model without the units of these names. Raises CheckpointError for what cannot be removed."""
@@ -148,16 +142,21 @@ class ByteModel:
         return sum(float(allocation.row_bits(p).sum()) * p.matrix.columns for p in encoder) / weights
 
     def scales_in(self, partition: Partition, rows: int, bits: int) -> int:
-        """How many scales a sub-group of `rows` rows stores at a width."""
+        """How many scales (or codebooks) a sub-group of `rows` rows stores at a width."""
         return 0 if bits == 0 or rows == 0 else rows if partition.scale_or(self.scale) == "row" else 1
 
+    def overhead_bytes(self, partition: Partition, rows: int, bits: int) -> int:
+        """Bytes that a sub-group of `rows` rows stores beside its codes at a width: scales or codebook, and outliers."""
+        if bits == 0:
+            return 0
+        numbers = self.scales_in(partition, rows, bits) * self.storage.numbers(bits)
+        outliers = self.storage.outliers(rows * partition.matrix.columns)
+        return SCALE_BYTES * numbers + (SCALE_BYTES + position_bytes(partition.matrix.parameters)) * outliers
+
     def choice_bytes(self, partition: Partition, bits: int) -> np.ndarray:
-        """Bytes of every sub-group of one matrix at one width, [groups] int64: codes and scales."""
-        columns = partition.matrix.columns
-        return np.array(
-            [code_bytes(n, columns, bits) + self.scale_bytes * self.scales_in(partition, n, bits) for n in partition.sizes],
-            dtype=np.int64,
-        )
+        """Bytes of every sub-group of one matrix at one width, [groups] int64: codes and what is beside them."""
+        row = self.storage.row_bytes(partition.matrix.columns, bits)
+        return np.array([row * n + self.overhead_bytes(partition, n, bits) for n in partition.sizes], dtype=np.int64)
 
     def layout_bytes(self, partition: Partition) -> int:
         """Bytes of a matrix's layout and bucket index, whatever its bits."""
@@ -168,26 +167,44 @@ class ByteModel:
 
     def entries(self, allocation: BitAllocation) -> list[TensorEntry]:
         """Every tensor of the packed file, F16 first so that offsets stay aligned, then by name."""
+        return self._entries({p.matrix.name: self._part_sizes(p, allocation.bits[p.matrix.name]) for p in self.partitions})
+
+    def _part_sizes(self, partition: Partition, bits: Sequence[int]) -> dict[str, int]:
+        """Elements of every tensor that a matrix becomes, by the end of its name; `bits` of its sub-groups."""
+        matrix, storage = partition.matrix, self.storage
+        pairs = list(zip(partition.sizes, bits, strict=True))
+        sizes = {
+            "codes": sum(n * storage.row_bytes(matrix.columns, b) for n, b in pairs),
+            "scales": sum(self.scales_in(partition, n, b) * storage.numbers(b) for n, b in pairs),
+            "layout": LAYOUT_HEAD_BYTES + partition.groups,
+        }
+        if partition.buckets is not None:
+            sizes["buckets"] = self.layout_bytes(partition) - sizes["layout"]
+        if storage.outlier_every:
+            sizes["outliers"] = sum(storage.outliers(n * matrix.columns) for n, b in pairs if b)
+            sizes["positions"] = sizes["outliers"] * position_bytes(matrix.parameters)
+        return sizes
+
+    def _entries(self, sizes: Mapping[str, Mapping[str, int]]) -> list[TensorEntry]:
+        """The tensors whose parts have these sizes, by matrix name."""
         half = [TensorEntry(name, "F16", tuple(shape)) for name, shape in self.rest.items()]
         byte: list[TensorEntry] = []
-        for partition in self.partitions:
-            name, bits = partition.matrix.name, allocation.bits[partition.matrix.name]
-            pairs = list(zip(partition.sizes, bits, strict=True))
-            scales = sum(self.scales_in(partition, n, b) for n, b in pairs)
-            codes = sum(code_bytes(n, partition.matrix.columns, b) for n, b in pairs)
-            half.append(TensorEntry(f"{name}_scales", "F16", (scales * self.scale_bytes // SCALE_BYTES,)))
-            byte.append(TensorEntry(f"{name}_codes", "U8", (codes,)))
-            byte.append(TensorEntry(f"{name}_layout", "U8", (LAYOUT_HEAD_BYTES + partition.groups,)))
-            if partition.buckets is not None:
-                index = self.layout_bytes(partition) - LAYOUT_HEAD_BYTES - partition.groups
-                byte.append(TensorEntry(f"{name}_buckets", "U8", (index,)))
+        for name, parts in sizes.items():
+            for part, size in parts.items():
+                if part in HALF_PARTS:
+                    half.append(TensorEntry(f"{name}_{part}", "F16", (size,)))
+                else:
+                    byte.append(TensorEntry(f"{name}_{part}", "U8", (size,)))
         return sorted(half, key=lambda e: e.name) + sorted(byte, key=lambda e: e.name)
 
     @cached_property
     def header_bytes(self) -> int:
-        """Length of the padded header with its 8-byte length field: that of the largest allocation, the same for all."""
-        widest = BitAllocation({p.matrix.name: (max(p.widths),) * p.groups for p in self.partitions})
-        length = len(header_json(self.entries(widest), self.metadata)) + CHECKSUM_CHARACTERS
+        """Length of the padded header with its 8-byte length field, the same for all: every tensor as large as it can be."""
+        largest = {}
+        for partition in self.partitions:
+            sizes = [self._part_sizes(partition, (width,) * partition.groups) for width in partition.widths]
+            largest[partition.matrix.name] = {part: max(size[part] for size in sizes) for part in sizes[0]}
+        length = len(header_json(self._entries(largest), self.metadata)) + CHECKSUM_CHARACTERS
         return 8 + (length + 7) // 8 * 8
 
     @cached_property
@@ -326,9 +343,8 @@ def choice_table(model: ByteModel, count: str = "file") -> ChoiceTable:
 
 def _removable(model: ByteModel, widths: tuple[int, ...], count: str) -> Removable:
     structure = Structure.of(model.partitions, model.units)
-    each = model.scale_bytes
     scales = [
-        [each * model.scales_in(p, size, width) * (count == "file" or p.matrix.layer is not None) for width in widths]
+        [model.overhead_bytes(p, size, width) * (count == "file" or p.matrix.layer is not None) for width in widths]
         for p in model.partitions
         for size in p.sizes
     ]

@@ -202,16 +202,18 @@ def _tensors(raw: bytes) -> dict[str, Tensor]:
 
 def _assemble(tensors: dict[str, Tensor], settings: dict[str, Any], header: bytes) -> PackedFile:
     rest, row_scales = dict(tensors), frozenset(settings.get("row_scales", []))
+    quantizer = QUANTIZERS[settings["quantizer"]]
     names = [key.removesuffix("_layout") for key, tensor in tensors.items() if _is_layout(key, tensor)]
     parts = {name: {part: _vector(rest, f"{name}_{part}", dtype) for part, dtype in PARTS.items()} for name in names}
     layouts = {}
     for name in names:
         buckets = _vector(rest, f"{name}_buckets", torch.uint8) if f"{name}_buckets" in rest else None
-        layouts[name] = Layout(parts[name]["layout"], buckets, "row" if name in row_scales else settings["scale"])
+        scale = "row" if name in row_scales else settings["scale"]
+        layouts[name] = Layout(parts[name]["layout"], buckets, scale, quantizer.storage)
     check_sizes(layouts)
     matrices = {name: PackedMatrix(parts[name]["codes"], parts[name]["scales"], layouts[name]) for name in names}
     for name, matrix in matrices.items():
-        matrix.check(name, QUANTIZERS[settings["quantizer"]].asymmetric)
+        matrix.check(name, quantizer)
     for name, tensor in rest.items():
         if tensor.dtype != torch.float16 or not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{name}: not float16, or not finite: the file is corrupt.")

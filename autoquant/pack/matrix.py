@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoquant.core.cost import LAYOUT_HEAD_BYTES, bucket_bits, code_bytes
+from autoquant.core.cost import LAYOUT_HEAD_BYTES, bucket_bits
 from autoquant.core.errors import CheckpointError
 from autoquant.core.space import SUPPORTED_WIDTHS
+from autoquant.core.storage import PLAIN, Storage
 from autoquant.core.subgroup import Partition, even_sizes
 from autoquant.pack.bits import pack_rows, unpack_rows
 from autoquant.quantizers.base import Quantizer
@@ -28,15 +29,17 @@ class Layout:
     """Which row has how many bits, and where its codes and scale are.
 
     `head` [8 + G] uint8: rows and columns as little-endian uint32, then the bits of each of the G sub-groups; `buckets`
-    [k] uint8: the packed sub-group of every row, or None for even runs of consecutive rows; `scale`: `row` or `subgroup`.
+    [k] uint8: the packed sub-group of every row, or None for even runs of consecutive rows; `scale`: `row` or `subgroup`;
+    `storage`: that of the quantizer.
     """
 
     head: Tensor
     buckets: Tensor | None
     scale: str
+    storage: Storage = PLAIN
 
     @classmethod
-    def of(cls, partition: Partition, bits: tuple[int, ...], scale: str) -> Layout:
+    def of(cls, partition: Partition, bits: tuple[int, ...], scale: str, storage: Storage = PLAIN) -> Layout:
         """The layout of a matrix. Raises CheckpointError for uneven runs of rows, which it has no way to say."""
         matrix, buckets = partition.matrix, None
         if partition.buckets is not None:
@@ -44,7 +47,7 @@ class Layout:
         elif partition.sizes != even_sizes(matrix.rows, partition.groups):
             raise CheckpointError(f"{matrix.name}: runs of {partition.sizes} rows are uneven, which a packed file cannot say.")
         size = np.array([matrix.rows, matrix.columns], "<u4").tobytes()
-        return cls(torch.tensor([*size, *bits], dtype=torch.uint8), buckets, scale)
+        return cls(torch.tensor([*size, *bits], dtype=torch.uint8), buckets, scale, storage)
 
     @property
     def rows(self) -> int:
@@ -81,13 +84,18 @@ class Layout:
     @cached_property
     def row_starts(self) -> Tensor:
         """First byte of every row's codes, [rows] int64."""
-        size = (self.row_bits.long() * self.columns + 7) // 8
-        return torch.cumsum(size, 0) - size
+        return torch.cumsum(self.row_bytes, 0) - self.row_bytes
+
+    @cached_property
+    def row_bytes(self) -> Tensor:
+        """Bytes of every row's codes, [rows] int64."""
+        sizes = [self.storage.row_bytes(self.columns, width) for width in range(max(SUPPORTED_WIDTHS) + 1)]
+        return torch.tensor(sizes, device=self.head.device)[self.row_bits.long()]
 
     @property
     def code_bytes(self) -> int:
         """Bytes of all codes."""
-        return sum(code_bytes(int((self.row_bits == width).sum()), self.columns, width) for width in self.widths)
+        return int(self.row_bytes.sum())
 
     @cached_property
     def has_scale(self) -> Tensor:
@@ -97,11 +105,18 @@ class Layout:
         bits = self.head[LAYOUT_HEAD_BYTES:]
         return (bits > 0) & (torch.bincount(self.group_of_row, minlength=len(bits)) > 0)
 
-    def row_scales(self, stored: Tensor, asymmetric: bool) -> Tensor:
+    @cached_property
+    def numbers(self) -> Tensor:
+        """How many numbers every row or, with a scale per sub-group, every sub-group stores, [rows or G] int64."""
+        bits = self.row_bits if self.scale == "row" else self.head[LAYOUT_HEAD_BYTES:]
+        sizes = [self.storage.numbers(width) for width in range(max(SUPPORTED_WIDTHS) + 1)]
+        return torch.tensor(sizes, device=bits.device)[bits.long()] * self.has_scale
+
+    def row_scales(self, stored: Tensor) -> Tensor:
         """Stored scales [m] -> that of every row, [rows] (asymmetric: [2 m] -> [rows, 2]) float32; 0 where the row is pruned."""
-        numbers = (2,) if asymmetric else ()
-        scales = torch.zeros(len(self.has_scale), *numbers, dtype=torch.float32, device=stored.device)
-        scales[self.has_scale] = stored.float().view(-1, *numbers)
+        shape = () if self.storage.scales == 1 else (self.storage.scales,)
+        scales = torch.zeros(len(self.has_scale), *shape, dtype=torch.float32, device=stored.device)
+        scales[self.has_scale] = stored.float().view(-1, *shape)
         return scales if self.scale == "row" else scales[self.group_of_row]
 
     def rows_of(self, width: int) -> Tensor:
@@ -110,8 +125,7 @@ class Layout:
 
     def bytes_of(self, width: int) -> Tensor:
         """Which bytes of the codes belong to rows of a width, [n] bool."""
-        row_bytes = (self.row_bits.long() * self.columns + 7) // 8
-        return torch.repeat_interleave(self.row_bits, row_bytes) == width
+        return torch.repeat_interleave(self.row_bits, self.row_bytes) == width
 
     @cached_property
     def _size(self) -> tuple[int, int]:
@@ -181,25 +195,28 @@ class PackedMatrix:
         layout, device = self.layout, self.codes.device
         rows = torch.arange(self.rows, device=device) if rows is None else rows
         bits, starts = layout.row_bits[rows], layout.row_starts[rows]
-        scales = layout.row_scales(self.scales, quantizer.asymmetric)[rows]
+        scales = layout.row_scales(self.scales)[rows]
         weight = torch.zeros(len(rows), self.columns, dtype=torch.float32, device=device)
         for width in layout.widths:
             at = (bits == width).nonzero()[:, 0]
-            codes = self.codes[starts[at, None] + torch.arange(code_bytes(1, self.columns, width), device=device)]
+            codes = self.codes[starts[at, None] + torch.arange(layout.storage.row_bytes(self.columns, width), device=device)]
             weight[at] = quantizer.decode(unpack_rows(codes, self.columns, width), scales[at], width)
         return weight
 
-    def check(self, name: str, asymmetric: bool) -> None:
+    def check(self, name: str, quantizer: Quantizer) -> None:
         """Raise CheckpointError unless codes and scales have the lengths and values that the layout implies."""
         self.layout.check(name)
+        unknown = sorted(set(self.layout.widths) - set(quantizer.widths))
+        if unknown:
+            raise CheckpointError(f"{name}: {unknown[0]} bits, which quantizer {quantizer.name} does not have: corrupt.")
         found = len(self.codes), len(self.scales)
-        implied = self.layout.code_bytes, int(self.layout.has_scale.sum()) * (1 + asymmetric)
+        implied = self.layout.code_bytes, int(self.layout.numbers.sum())
         if found != implied:
             raise CheckpointError(
                 f"{name}: {found[0]} bytes of codes and {found[1]} scales, but its layout implies {implied[0]} and "
                 f"{implied[1]}: the file is corrupt."
             )
-        if not _sound(self.scales.view(-1, 1 + asymmetric)):
+        if not _sound(self.scales.view(-1, quantizer.storage.scales)):
             raise CheckpointError(f"{name}: a scale is not a positive number: the file is corrupt.")
 
 
@@ -213,20 +230,20 @@ def quantise(
     Raises CheckpointError when a shape or a scale does not fit.
     """
     name = partition.matrix.name
-    layout = Layout.of(partition, bits, scale)
+    layout = Layout.of(partition, bits, scale, quantizer.storage)
     weight, scales = weight.detach().float().cpu(), scales.detach().float().cpu()
     shapes = [*weight.shape], [*scales.shape]
     wanted = [layout.rows, layout.columns], [*layout.has_scale.shape, *((2,) if quantizer.asymmetric else ())]
     if shapes != wanted:
         raise CheckpointError(f"{name}: shape {shapes[0]} with {shapes[1]} scales, expected {wanted[0]} with {wanted[1]}.")
     stored = scales[layout.has_scale].half()
-    if not _sound(stored.view(-1, 1 + quantizer.asymmetric)) or not torch.equal(stored.float(), scales[layout.has_scale]):
+    if not _sound(stored.view(-1, quantizer.storage.scales)) or not torch.equal(stored.float(), scales[layout.has_scale]):
         raise CheckpointError(f"{name}: a scale is not a positive float16: round scales to float16 before the last training.")
     if not bool(weight.isfinite().all()):
         raise CheckpointError(f"{name}: a weight is not finite.")
     codes = torch.empty(layout.code_bytes, dtype=torch.uint8)
     stored = stored.flatten()
-    row_scales = layout.row_scales(stored, quantizer.asymmetric)
+    row_scales = layout.row_scales(stored)
     for width in layout.widths:
         rows = layout.rows_of(width)
         codes[layout.bytes_of(width)] = pack_rows(quantizer.encode(weight[rows], row_scales[rows], width), width).flatten()

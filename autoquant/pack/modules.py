@@ -57,7 +57,7 @@ class Packed(nn.Module):
     def unpack(self, rows: Tensor | None = None) -> Tensor:
         """The weights of `rows` ([n] int64, None = all), [n, columns]."""
         if self._matrix is None or self._matrix.codes is not self.weight_codes:  # first use, or on another device since
-            layout = Layout(self.weight_layout, self.weight_buckets, self.scale)
+            layout = Layout(self.weight_layout, self.weight_buckets, self.scale, self.quantizer.storage)
             self._matrix = PackedMatrix(self.weight_codes, self.weight_scales, layout)
         return self._matrix.dequantise(self.quantizer, rows).to(self.unpacked.dtype)
 

@@ -1,4 +1,4 @@
-"""The protocol of a quantizer: a grid per bit-width, a scale per row, perhaps a midpoint."""
+"""The protocol of a uniform quantizer: a grid per bit-width, a scale per row, perhaps a midpoint."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+
+from autoquant.core.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class Quantizer(Protocol):
     """
 
     name: str
+    widths: tuple[int, ...]
+    """The bit-widths above 0 that it has, ascending."""
+
+    storage: Storage
     symmetric_int8: bool
     """Whether codes are symmetric integers within int8 with a scale per output row or coarser, as fast runtimes need."""
 
@@ -35,7 +41,7 @@ class Quantizer(Protocol):
     """Whether a midpoint is stored beside every scale and both are taken from the weights, neither searched nor learned."""
 
     def grid(self, bits: int) -> Grid:
-        """The grid of a width of 1 or more bits."""
+        """The grid of one of its widths. Raises ValueError for others."""
         ...
 
     def initial_scale(self, weight: Tensor, bits: int, moment: Tensor | None = None) -> Tensor:
@@ -59,8 +65,4 @@ class Quantizer(Protocol):
 
     def decode(self, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
         """Values of codes: `decode(encode(w, s, b), s, b)` equals `fake_quantize(w, s, b)` exactly."""
-        ...
-
-    def overhead_bytes(self, rows: int) -> int:
-        """Bytes that `rows` rows with a scale each store beside their codes."""
         ...

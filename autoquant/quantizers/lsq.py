@@ -22,10 +22,9 @@ class Lsq(Symmetric):
     name = "lsq"
 
     def grid(self, bits: int) -> Grid:
+        self._check(bits)
         if bits == 1:
             return Grid(limit=0.5, offset=0.5)
-        if bits not in (2, 3, 4, 8):
-            raise ValueError(f"lsq has grids for 1, 2, 3, 4 and 8 bits, not {bits}")
         return Grid(limit=2.0 ** (bits - 1) - 1, offset=0.0, ternary=bits == 2)
 
     def initial_scale(self, weight: Tensor, bits: int, moment: Tensor | None = None) -> Tensor:

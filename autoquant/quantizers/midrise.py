@@ -19,10 +19,9 @@ class Midrise(Symmetric):
     name = "midrise"
 
     def grid(self, bits: int) -> Grid:
+        self._check(bits)
         if bits == 8:
             return Grid(limit=127.0, offset=0.0)
-        if bits not in (1, 2, 3, 4):
-            raise ValueError(f"midrise has grids for 1, 2, 3, 4 and 8 bits, not {bits}")
         return Grid(limit=(2**bits - 1) / 2, offset=0.5)
 
     def initial_scale(self, weight: Tensor, bits: int, moment: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from autoquant.core.cost import SCALE_BYTES
+from autoquant.core.storage import Storage
 from autoquant.quantizers.base import Grid
 
 SMALLEST_STEP, LARGEST = 2.0**-24, 65504.0  # of float16
@@ -22,12 +22,14 @@ class MinMax:
     """Nothing is searched or learned: the range follows the weights at every forward pass. `scale` is [rows, 2]."""
 
     name = "minmax"
+    widths: tuple[int, ...] = (1, 2, 3, 4, 8)
+    storage = Storage(scales=2)
     symmetric_int8 = False
     asymmetric = True
 
     def grid(self, bits: int) -> Grid:
-        if bits not in (1, 2, 3, 4, 8):
-            raise ValueError(f"minmax has grids for 1, 2, 3, 4 and 8 bits, not {bits}")
+        if bits not in self.widths:
+            raise ValueError(f"minmax has grids for {', '.join(map(str, self.widths))} bits, not {bits}")
         return Grid(limit=(2**bits - 1) / 2, offset=0.5)
 
     @torch.no_grad()
@@ -64,6 +66,3 @@ class MinMax:
 
     def decode(self, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
         return (codes.to(scale.dtype) - self.grid(bits).limit) * scale[:, :1] + scale[:, 1:]
-
-    def overhead_bytes(self, rows: int) -> int:
-        return 2 * SCALE_BYTES * rows

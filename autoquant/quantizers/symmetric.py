@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoquant.core.cost import SCALE_BYTES
+from autoquant.core.storage import PLAIN
 from autoquant.quantizers.base import Grid
 
 
 class Symmetric:
     """Nearest value of the grid; scales are stored as float16."""
 
+    name: str
+    widths: tuple[int, ...] = (1, 2, 3, 4, 8)
+    storage = PLAIN
     symmetric_int8 = True
     asymmetric = False
 
@@ -32,5 +35,6 @@ class Symmetric:
     def decode(self, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
         return (codes.to(scale.dtype) - self.grid(bits).limit) * scale[:, None]
 
-    def overhead_bytes(self, rows: int) -> int:
-        return SCALE_BYTES * rows
+    def _check(self, bits: int) -> None:
+        if bits not in self.widths:
+            raise ValueError(f"{self.name} has grids for {', '.join(map(str, self.widths))} bits, not {bits}")

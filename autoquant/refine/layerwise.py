@@ -61,7 +61,7 @@ class LayerSequence:
         self.source = self._record(student, self.inputs[0], self.layer, of_input=True)
         self.target = self._record(teacher, self.inputs[1], teacher.get_submodule(name))
         rates = self._rates
-        scales = [p for n, p in self.layer.named_parameters() if n.endswith(("log_scale", "log_step", "offset"))]
+        scales = [p for p in self.problem.supernet.scale_parameters() if any(p is q for q in self.layer.parameters())]
         weights = [p for p in self.layer.parameters() if all(p is not s for s in scales)]
         groups = [{"params": weights, "lr": rates[0]}, {"params": scales, "lr": rates[1], "eps": SMALL}]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)

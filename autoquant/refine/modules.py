@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from autoquant.quantizers.activation import StaticRange
-from autoquant.supernet.layers import MixedPrecisionLinear, MixedWeight
+from autoquant.supernet.layers import AnyMixedWeight, MixedPrecisionLinear
 
 
 def cut(sizes: Sequence[int], modules: int) -> list[tuple[int, int]]:
@@ -103,7 +103,7 @@ class Module(nn.Module):
 
     def scale_parameters(self) -> list[nn.Parameter]:
         """Scales of weights, steps and offsets of activations."""
-        scales = [m.log_scale for m in self.modules() if isinstance(m, MixedWeight)]
+        scales = [p for m in self.modules() if isinstance(m, AnyMixedWeight) for p in m.quantiser_parameters()]
         return scales + [p for m in self.modules() if isinstance(m, StaticRange) for p in m.parameters()]
 
     def weight_parameters(self) -> list[nn.Parameter]:

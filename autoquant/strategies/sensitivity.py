@@ -28,8 +28,15 @@ from autoquant.training.batches import Encoded
 EMBEDDING_PRIOR_OCCURRENCES = 4.0  # how many average occurrences a token's own gradient is blended with
 
 
-def quantisation_errors(weight: Tensor, scales: Tensor, widths: tuple[int, ...], quantizer: Quantizer) -> Tensor:
-    """W - Q_k(W) for every width of the table, [K, rows, columns]; scales [rows, non-zero widths]; zero bits give W itself."""
+def quantisation_errors(
+    weight: Tensor, scales: Tensor, widths: tuple[int, ...], quantizer: Quantizer, group: Tensor | None = None
+) -> Tensor:
+    """W - Q_k(W) for every width of the table, [K, rows, columns]; zero bits give W itself.
+
+    scales [rows, non-zero widths] or, with the sub-group of every row in `group` [rows], [groups, non-zero widths].
+    """
+    if group is not None and len(scales) != len(weight):
+        scales = scales[group]
     errors = []
     column = 0
     for width in widths:
@@ -114,11 +121,9 @@ class _Recorder:
         for partition in table.partitions:
             name = partition.matrix.name
             module: Any = model.get_submodule(name.removesuffix(".weight"))
-            row_scale = scales[name].to(device)
-            if len(row_scale) != partition.matrix.rows:
-                row_scale = row_scale[torch.from_numpy(partition.group_of_row).to(device)]
+            group, weight = torch.from_numpy(partition.group_of_row).to(device), module.weight.detach()
             with torch.no_grad():
-                self.errors[name] = quantisation_errors(module.weight.detach(), row_scale, table.widths, quantizer)
+                self.errors[name] = quantisation_errors(weight, scales[name].to(device), table.widths, quantizer, group)
             if isinstance(module, nn.Embedding):
                 self.gradients[name] = torch.zeros_like(module.weight, requires_grad=False)
                 if partition.matrix.kind == "word_embedding":

@@ -140,7 +140,7 @@ class Supernet(nn.Module):
     def scale_parameters(self) -> list[nn.Parameter]:
         """Scales of weights, steps and offsets of activations."""
         ranges = [p for module in self.model.modules() if isinstance(module, StaticRange) for p in module.parameters()]
-        return [mixed.log_scale for _, mixed in self.mixed_weights() if mixed.log_scale is not None] + ranges
+        return [p for _, mixed in self.mixed_weights() for p in mixed.quantiser_parameters()] + ranges
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """Latent weights, biases and layer norms: all that is neither a scale nor a logit."""

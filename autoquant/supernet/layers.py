@@ -91,6 +91,10 @@ class MixedWeight(nn.Module):
             return mixed
         return torch.where(_rows(self._ternary_rows, rows)[:, None], self._ternarised(rows), mixed)
 
+    def quantiser_parameters(self) -> list[nn.Parameter]:
+        """What is learned beside the weight."""
+        return [self.log_scale]
+
     def _ternary_parameters(self, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """Threshold and scale of the rows if they were ternary, [rows] each."""
         if self.per_row:

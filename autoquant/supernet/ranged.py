@@ -20,7 +20,6 @@ class RangedWeight(nn.Module):
     limit: Tensor
     offset: Tensor
     group_of_row: Tensor
-    log_scale = None
 
     def __init__(
         self, weight: nn.Parameter, partition: Partition, widths: tuple[int, ...], quantizer: MinMax, per_row: bool
@@ -60,6 +59,10 @@ class RangedWeight(nn.Module):
             column = self._column[group][:, None]
             step, limit, offset = step.gather(1, column), self.limit[column], self.offset[column]
         return mix(weight - middle, step, limit, offset, share) + middle * share.sum(dim=1, keepdim=True)
+
+    def quantiser_parameters(self) -> list[nn.Parameter]:
+        """What is learned beside the weight: nothing."""
+        return []
 
     def stored_weight(self) -> Tensor:
         """What the packer rounds to its grid: the latent weight, [rows, columns]."""

@@ -14,11 +14,11 @@ from autoquant.core.cost import (
     bucket_bits,
     check_budget,
     choice_table,
-    code_bytes,
     header_json,
 )
 from autoquant.core.errors import BudgetError
 from autoquant.core.space import SUPPORTED_WIDTHS
+from autoquant.core.storage import code_bytes
 from autoquant.core.subgroup import Matrix, Partition, even_sizes, frequency_buckets
 
 BUCKETS = np.array([1, 0, 2, 1, 0], dtype=np.uint8)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoquant.core.cost import code_bytes
+from autoquant.core.storage import code_bytes
 from autoquant.pack.bits import pack_rows, unpack_rows
 
 

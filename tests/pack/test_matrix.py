@@ -88,4 +88,4 @@ def layout(rows: int, columns: int, bits: list[int], buckets: list[int] | None =
 def test_checks_name_the_damage(broken: Layout, message: str) -> None:
     packed = PackedMatrix(torch.zeros(2, dtype=torch.uint8), torch.ones(1).half(), broken)
     with pytest.raises(CheckpointError, match=f"^w: .*{message}"):
-        packed.check("w", asymmetric=False)
+        packed.check("w", MIDRISE)

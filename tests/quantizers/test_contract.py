@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoquant.core.space import SUPPORTED_WIDTHS
+from autoquant.core.storage import Storage
 from autoquant.quantizers import QUANTIZERS, Quantizer
 
 WIDTHS = [bits for bits in SUPPORTED_WIDTHS if bits]
@@ -112,9 +113,8 @@ def test_weights_without_bound_saturate(quantizer: Quantizer, bits: int) -> None
 
 
 @every_quantizer
-def test_overhead_is_a_float16_scale_a_row_and_perhaps_a_midpoint(quantizer: Quantizer) -> None:
-    each = 2 * (1 + quantizer.asymmetric)
-    assert [quantizer.overhead_bytes(rows) for rows in (0, 1, 384)] == [0, each, 384 * each]
+def test_a_float16_scale_is_stored_and_perhaps_a_midpoint(quantizer: Quantizer) -> None:
+    assert quantizer.storage == Storage(scales=1 + quantizer.asymmetric)
 
 
 @every_quantizer

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from autoquant.core.cost import code_bytes
+from autoquant.core.storage import code_bytes
 from autoquant.pack.bits import unpack_rows
 from autoquant.pack.matrix import PackedMatrix
 from autoquant.quantizers.base import Quantizer
@@ -78,7 +78,7 @@ class Coded:
         for bits in layout.widths:
             packed = matrix.codes[layout.bytes_of(bits)].view(-1, code_bytes(1, layout.columns, bits))
             codes[layout.rows_of(bits).numpy()] = unpack_rows(packed, layout.columns, bits).numpy()
-        return cls(codes, layout.row_bits.numpy(), layout.row_scales(matrix.scales, asymmetric=False).numpy(), quantizer)
+        return cls(codes, layout.row_bits.numpy(), layout.row_scales(matrix.scales).numpy(), quantizer)
 
     @property
     def shape(self) -> tuple[int, int]:
