@@ -74,14 +74,14 @@ def evaluate(workspace: Workspace, model: nn.Module, data: Encoded) -> dict[str,
 
 
 def recover(workspace: Workspace, result: SearchResult, method: str) -> Supernet:
-    """Training with frozen bits, then module-wise reconstruction: the same for every method. Returns the frozen supernet."""
+    """The recipe's training with frozen bits, then reconstruction: the same for every method. Returns the frozen supernet."""
     recipe = workspace.blueprint.recipe
     settings = recipe.recovery
     start = workspace.pretrained() if settings.start == "pretrained" else None
     if settings.start == "search":
         start = result.searched
     supernet = workspace.frozen_supernet(result.allocation, start).to(workspace.context.device)
-    for refiner, steps in (("retrain", settings.steps), (settings.reconstruction, settings.mrem_steps)):
+    for refiner, steps in ((settings.training, settings.steps), (settings.reconstruction, settings.mrem_steps)):
         if steps:
             stage = f"{refiner}-{method}"
             problem = RefineProblem(

@@ -110,7 +110,7 @@ def search(
     }
     settings |= {"shared": shared.origin} if shared else {}
     expected = 6 * blueprint.full_bytes()
-    with RunDirectory.open(run_dir, settings, resume, expected_bytes=expected) as run:
+    with RunDirectory.open(run_dir, settings, resume, expected, {"recipe": dataclasses.asdict(Recipe())}) as run:
         workspace = Workspace(blueprint, run, progress, machine, seed)
         if shared:
             shared.adopt(workspace)

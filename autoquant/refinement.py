@@ -90,8 +90,9 @@ def refine(
     """Reconstruct a frozen allocation from the full-precision model, pack and measure it.
 
     `source`: a run directory (its allocation and its teacher, unless `bits` gives another allocation), or a model with `bits`
-    such as `2-2-8`; `data`: the run's own training text. Nothing but the metric, at the end, looks at a label of a fine-tuned
-    model's data. Returns None in all but the first process of a torchrun. Raises an AutoquantError for what cannot work.
+    such as `2-2-8`; `data`: the run's own training text. Unless `recovery` trains on labels, nothing but the metric, at the end,
+    looks at a label of a fine-tuned model's data. Returns None in all but the first process of a torchrun. Raises an
+    AutoquantError for what cannot work.
     """
     machine, progress = machine or Machine(), progress or SilentProgress()
     check_run(machine, seed)
@@ -115,7 +116,8 @@ def refine(
         "max_length": plan.blueprint.max_length,
         "machine": machine.identity(),
     }
-    with RunDirectory.open(run_path, settings, resume, expected_bytes=6 * plan.blueprint.full_bytes()) as run:
+    defaults, expected = {"recovery": dataclasses.asdict(RECONSTRUCTION)}, 6 * plan.blueprint.full_bytes()
+    with RunDirectory.open(run_path, settings, resume, expected, defaults) as run:
         workspace = Workspace(plan.blueprint, run, progress, machine, plan.seed)
         if rank:
             method.recover(workspace, SearchResult(plan.allocation), plan.name)

@@ -108,12 +108,18 @@ class RunDirectory:
     @classmethod
     @contextmanager
     def open(
-        cls, path: str | Path, settings: Mapping[str, Any], resume: bool = False, expected_bytes: int = 0
+        cls,
+        path: str | Path,
+        settings: Mapping[str, Any],
+        resume: bool = False,
+        expected_bytes: int = 0,
+        defaults: Mapping[str, Any] | None = None,
     ) -> Iterator[RunDirectory]:
         """Hold the directory for this process, as a new run or, with `resume`, the run that is there (if any).
 
         settings: JSON values (paths, tuples and NumPy scalars are converted); they identify the run.
         expected_bytes: what the whole run will write; compared with the free space beforehand.
+        defaults: what settings meant in runs that are older than they are; nested as in `settings`.
         Raises RunError when the folder is held by another process, holds a run that may not be continued, is not
         writable, or has too little room.
         """
@@ -124,7 +130,7 @@ class RunDirectory:
         with _locked(run.path):
             run._remove_temporaries()
             if run._run_file.exists():
-                run._check_may_continue(_plain(settings), resume)
+                run._check_may_continue(_plain(settings), resume, _plain(defaults or {}))
                 run._repair_log()
             else:
                 run._begin(_plain(settings))
@@ -203,11 +209,11 @@ class RunDirectory:
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.write_json("run.json", {"settings": settings, "versions": versions(), "hashes": {}, "created": created})
 
-    def _check_may_continue(self, settings: dict[str, Any], resume: bool) -> None:
+    def _check_may_continue(self, settings: dict[str, Any], resume: bool, defaults: dict[str, Any]) -> None:
         if not resume:
             state = "finished" if self.is_finished else "unfinished"
             raise RunError(f"{self.path} already holds a run ({state}): use --resume to go on or another --run-dir.")
-        changed = differences(self.info()["settings"], settings)
+        changed = differences(self.info()["settings"], settings, defaults)
         if changed:
             raise RunError(
                 f"{self.path} was started with other settings ({'; '.join(changed)}): resume with the same ones or give "
@@ -420,9 +426,10 @@ def _free_bytes(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`key: was ..., now ...` for each differing setting, nested keys joined by dots."""
-    before, after = dict(_flat(old)), dict(_flat(new))
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:
+    """`key: was ..., now ...` for each differing setting, nested keys joined by dots; `defaults` of keys that `old` lacks."""
+    after, known = dict(_flat(new)), dict(_flat(defaults or {}))
+    before = {key: value for key, value in known.items() if key in after} | dict(_flat(old))
     keys = sorted(before.keys() | after.keys())
     return [
         f"{key}: was {before.get(key, 'not set')}, now {after.get(key, 'not set')}"

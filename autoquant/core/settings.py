@@ -125,16 +125,21 @@ class SearchSettings:
 class RecoverySettings:
     """How a frozen allocation gets its accuracy back; the same for every method."""
 
+    training: Literal["retrain", "ternarybert", "quant-noise", "prequant", "finetune"] = "retrain"
+    """Which training comes first: on the recipe's losses with all blocks quantised, with TernaryBERT's losses, with a random
+    share of blocks quantised, of outlier weights alone, or on labels alone."""
     steps: int = 400
-    """Distillation steps with frozen bits on the whole training file."""
+    """Its steps, with frozen bits on the whole training file."""
     start: Literal["teacher", "search", "pretrained"] = "teacher"
     """Restart from the teacher's weights, continue from the searched ones, or start over from the model that was given."""
     batch_size: int = 32
     learning_rate: float = 2e-4
     scale_learning_rate: float = 2e-3
     """Of the quantisation scales; 0 keeps those it starts from."""
+    noise: float = 0.1
+    """quant-noise: share of the blocks that a step quantises."""
     mrem_steps: int = 50
-    """Reconstruction steps per module (MREM), after distillation where there is some."""
+    """Reconstruction steps per module (MREM), after the training."""
     reconstruction: Literal["mrem-s", "mrem-p", "layer-wise"] = "mrem-s"
     """Modules one after the other, all at once in a process each, or single layers one after the other."""
     mrem_modules: int = 4
@@ -157,6 +162,7 @@ class RecoverySettings:
         _check(min(self.steps, self.mrem_steps) >= 0, "Recovery steps must not be negative.")
         least = min(self.batch_size, self.mrem_modules, self.mrem_samples, self.parallel_fill)
         _check(least > 0, "Recovery batch size, modules, samples and parallel fill must be at least 1.")
+        _check(0 < self.noise <= 1, f"noise {self.noise} must be above 0 and at most 1.")
         _check(0 <= self.activation_drop < 1, f"activation drop {self.activation_drop} must be at least 0 and below 1.")
         queue, fill = self.parallel_queue, self.parallel_fill
         _check(queue >= fill, f"A parallel queue of {queue} batches never holds the {fill} that it must: raise it.")

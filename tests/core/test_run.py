@@ -426,3 +426,16 @@ def test_damaged_stages_are_refused(run, text):
     (run.path / "checkpoint" / "stages.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"stages\.json is damaged: delete the folder"):
         run.finished("teacher")
+
+
+def test_a_setting_newer_than_the_run_had_its_default_then(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "run", {"recipe": {"steps": 3}}):
+        pass
+    defaults = {"recipe": {"steps": 9, "noise": 0.1, "gone": 1}}
+    with RunDirectory.open(tmp_path / "run", {"recipe": {"steps": 3, "noise": 0.1}}, resume=True, defaults=defaults):
+        pass
+    with (
+        pytest.raises(RunError, match=r"other settings \(recipe.noise: was 0.1, now 0.5\)"),
+        RunDirectory.open(tmp_path / "run", {"recipe": {"steps": 3, "noise": 0.5}}, resume=True, defaults=defaults),
+    ):
+        pass

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -19,6 +19,7 @@ from autoquant.core.settings import (
 )
 from autoquant.core.space import load_space
 from autoquant.quantizers import QUANTIZERS
+from autoquant.refine import REFINERS
 from autoquant.strategies import STRATEGIES
 
 
@@ -28,6 +29,12 @@ def test_every_preset_loads_and_names_what_exists(name: str) -> None:
     assert recipe.quantizer in QUANTIZERS
     assert recipe.search.strategy in STRATEGIES
     load_space(recipe.space)
+
+
+def test_every_refiner_can_be_asked_for() -> None:
+    hints = get_type_hints(RecoverySettings)
+    training, reconstruction = get_args(hints["training"]), get_args(hints["reconstruction"])
+    assert sorted(training + reconstruction) == sorted(REFINERS)
 
 
 def test_there_is_a_default_preset() -> None:

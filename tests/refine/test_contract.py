@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,16 @@ from autoquant.refine import REFINERS
 from autoquant.training.batches import BatchOrder
 from autoquant.training.evaluate import predict_logits
 
+RECONSTRUCTIONS = ("mrem-s", "mrem-p", "layer-wise")
 IN_PROCESS = [name for name in REFINERS if name != "mrem-p"]  # that one starts processes: tests/refine/test_mrem_parallel.py
 COUNT = {"layer-wise": 12}  # steps, for each of 14 layers
-FALL = {"layer-wise": 1.0}  # one layer by itself has little to gain where rows are pruned
+# what the mean loss must fall below: one layer by itself has little to gain where rows are pruned, nor have few weights, nor a
+# network of which little is quantised; labels are learnt more slowly than a teacher
+FALL = {"layer-wise": 1.0, "prequant": 1.0, "quant-noise": 1.0, "finetune": 0.9}
+CLOSER = {"prequant": 1.0, "quant-noise": 1.0, "finetune": math.inf}  # to the teacher's logits, of which labels know nothing
+RATES = {"prequant": {"learning_rate": 2e-2}}  # an outlier has far to go to another code
+LEARN = ("dense.mixed.weight", "dense.mixed.log_scale", "dense.bias", "LayerNorm.weight")
+LEARNS = {"layer-wise": LEARN[:3], "prequant": LEARN[:1]}  # norms are in no linear layer; only outliers
 every_refiner = pytest.mark.parametrize("name", IN_PROCESS)
 
 
@@ -33,12 +41,12 @@ def test_the_loss_falls_and_the_model_comes_closer_to_the_teacher(name: str, ben
     supernet = bench.supernet()
     before = distance(bench, supernet)
     with bench.open_context() as context:
-        log = bench.refine(name, supernet, context, mrem_steps=COUNT.get(name, 30))
+        log = bench.refine(name, supernet, context, mrem_steps=COUNT.get(name, 30), **RATES.get(name, {}))
     for module in {line.get("module", 0) for line in log}:
         losses = [line["loss"] for line in log if line.get("module", 0) == module]
         assert len(losses) == COUNT.get(name, 30)
         assert np.mean(losses[-5:]) < FALL.get(name, 0.8) * np.mean(losses[:5])
-    assert distance(bench, supernet) < 0.8 * before
+    assert distance(bench, supernet) < CLOSER.get(name, 0.8) * before
     assert not supernet.training
 
 
@@ -58,16 +66,16 @@ def test_bits_stay(name: str, bench: Any) -> None:
 
 
 @every_refiner
-def test_weights_scales_biases_and_norms_learn(name: str, bench: Any) -> None:
+def test_what_should_learn_does_and_nothing_else(name: str, bench: Any) -> None:
     supernet, before = bench.supernet(), bench.supernet().state_dict()
     with bench.open_context() as context:
         bench.refine(name, supernet, context, steps=4, mrem_steps=4)
     after = supernet.state_dict()
     for layer in (0, 1):
         prefix = f"model.bert.encoder.layer.{layer}.output"
-        norm = () if name == "layer-wise" else ("LayerNorm.weight",)  # which is in no linear layer
-        for part in ("dense.mixed.weight", "dense.mixed.log_scale", "dense.bias", *norm):
-            assert not torch.equal(after[f"{prefix}.{part}"], before[f"{prefix}.{part}"]), part
+        for part in LEARN:
+            changed = not torch.equal(after[f"{prefix}.{part}"], before[f"{prefix}.{part}"])
+            assert changed == (part in LEARNS.get(name, LEARN)), part
 
 
 @every_refiner
@@ -119,7 +127,7 @@ def test_an_interrupted_recovery_is_the_same_recovery(name: str, after: int, ben
     with bench.open_context("whole") as context:
         whole = bench.refine(name, supernets[0], context, **numbers)
     with bench.open_context() as context:
-        progress = InterruptingProgress("Recover" if name == "retrain" else "Reconstruct", after)
+        progress = InterruptingProgress("Reconstruct" if name in RECONSTRUCTIONS else "Recover", after)
         with pytest.raises(KeyboardInterrupt):
             bench.refine(name, supernets[1], dataclasses.replace(context, progress=progress), **numbers)
     with bench.open_context() as context:
