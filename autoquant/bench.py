@@ -21,7 +21,7 @@ from autoquant.backbones.load import load_tokenizer, quiet_transformers
 from autoquant.core.errors import ModelError, RunError
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.run import versions
-from autoquant.deploy import finished_run
+from autoquant.deploy import check_data, finished_run
 from autoquant.export import EXPORTERS
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.metrics import score
@@ -74,13 +74,15 @@ def bench_run(
 
     Returns {"threads", "bytes", "load_seconds", "peak_mib", "model_mib", "workloads": {name: {"milliseconds", "texts_per_second",
     "speed"}}, "metrics", "versions"}, by contender; `speed` is relative to dynamic int8, the median over rounds of paired ratios.
-    Raises RunError for a run that is not finished or not exported, ModelError for a missing package.
+    Raises RunError for a run that is not finished or not exported, DataError for other data, ModelError for a missing package
+    or a file that does not load.
     """
     exporter, progress = EXPORTERS["onnx-int8"], progress or SilentProgress()
     exporter.check()
     if threads < 1 or rounds < 1:
         raise RunError(f"--threads {threads} and --rounds {rounds} must be at least 1.")
     run = finished_run(run_dir)
+    check_data(run_dir, run.info()["settings"], data)
     if not (run.model_dir / exporter.file_name).is_file():
         raise RunError(f"{run.model_dir} has no {exporter.file_name}: run autoquant export {run_dir} first.")
     quiet_transformers()
@@ -209,10 +211,17 @@ def _footprints(paths: Mapping[str, Path], threads: int) -> dict[str, dict[str, 
     found: dict[str, dict[str, float]] = {"load_seconds": {}, "peak_mib": {}, "model_mib": {}}
     for name, path in paths.items():
         command = [sys.executable, "-m", "autoquant.footprint", str(path), str(threads)]
-        printed = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(LOADS)]
+        printed = [_output(command, path) for _ in range(LOADS)]
         for key, values in found.items():
             values[name] = float(np.median([json.loads(text.splitlines()[-1])[key] for text in printed]))
     return found
+
+
+def _output(command: Sequence[str], path: Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ModelError(f"{path} does not load in a process of its own: {(done.stderr.splitlines() or ['no reason given'])[-1]}")
+    return done.stdout
 
 
 def _logits(compute: Compute, encoded: Encoded) -> np.ndarray:

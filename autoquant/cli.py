@@ -338,12 +338,14 @@ class Evaluate:
     data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
     format: Literal["safetensors", "onnx"] = "safetensors"
     """Which of its files: the packed one, or the one that export wrote."""
+    tail: Literal["int8", "fp32"] = "int8"
+    """Of the ONNX file: model.onnx has int8, model_fp32.onnx fp32."""
 
     def run(self, progress: Progress) -> None:
         if self.format == "onnx":
             from autoquant.deploy import evaluate_exported
 
-            metrics = evaluate_exported(self.folder, "onnx-int8", self.data.load())  # a file of either tail
+            metrics = evaluate_exported(self.folder, f"{self.format}-{self.tail}", self.data.load())
         else:
             from autoquant.pipeline import evaluate_folder
 
@@ -523,7 +525,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Export:
-    """Write model/model.onnx, one file of the packed size that ONNX Runtime unpacks once and runs, and measure it.
+    """Write model/model.onnx (--tail fp32: model_fp32.onnx), one file of the packed size for ONNX Runtime, and measure it.
 
     Example: autoquant export runs/demo --format onnx
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from autoquant.tasks.metrics import score
 from autoquant.training.batches import Encoded, encode
 from autoquant.training.evaluate import collect_logits, predict_logits
 
+EXACT = 1e-4  # largest difference of a logit that a file with float activations may have
+TOLERATED = 0.003  # of the metric, that 8-bit activations may cost without a warning
+
 
 def export_run(
     run_dir: str | Path, name: str, data: TaskData | None = None, progress: Progress | None = None
@@ -34,8 +38,7 @@ def export_run(
     exporter, progress = EXPORTERS[name], progress or SilentProgress()
     exporter.check()
     settings = finished_run(run_dir).info()["settings"]
-    if data is not None and data.evaluation.sha256() != settings["data"]["evaluation"]:
-        raise DataError(f"The evaluation rows are not those of {run_dir}: give the data it was searched with.")
+    check_data(run_dir, settings, data)
     with RunDirectory.open(run_dir, settings, resume=True) as run:
         path = exporter.export(run.model_dir)
         entry: dict[str, Any] = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
@@ -46,8 +49,14 @@ def export_run(
         metrics["deployed"] = {**metrics.get("deployed", {}), name: entry}
         run.write_json("metrics.json", metrics)
         write_card(run.model_dir, metrics)
-    _show(entry, progress)
+    _show(entry, EXPORTERS[name].activation_bits, data, progress)
     return entry
+
+
+def check_data(run_dir: str | Path, settings: Mapping[str, Any], data: TaskData | None) -> None:
+    """Raise DataError unless the evaluation rows, where there are some, are those of a run with these settings."""
+    if data is not None and data.evaluation.sha256() != settings["data"]["evaluation"]:
+        raise DataError(f"The evaluation rows are not those of {run_dir}: give the data it was searched with.")
 
 
 def finished_run(run_dir: str | Path) -> RunDirectory:
@@ -85,25 +94,36 @@ def _exported_logits(folder: Path, name: str, encoded: Encoded) -> np.ndarray:
 
 
 def _measure(folder: Path, name: str, data: TaskData) -> dict[str, Any]:
-    """Metrics of the file, and its logits against those of the packed model with activations simulated as at run time."""
+    """Metrics of the file, and its logits against those of the packed model with activations simulated as at run time.
+
+    `float_activation_metrics` are those of the packed model with activations left as they are: what 8 bits must stay close to.
+    """
     encoded = _encoded(folder, data)
-    found = _exported_logits(folder, name, encoded)
-    model = load_packed(folder)
-    set_activation_bits(model, EXPORTERS[name].activation_bits)
-    simulated = predict_logits(model, encoded)
+    found, model = _exported_logits(folder, name, encoded), load_packed(folder)
+    logits = {}
+    for bits in {32, EXPORTERS[name].activation_bits}:
+        set_activation_bits(model, bits)
+        logits[bits] = predict_logits(model, encoded)
+    simulated = logits[EXPORTERS[name].activation_bits]
     difference = np.abs(found - simulated)
     return {
         "metrics": score(data.task.metrics, found, encoded.labels),
         "simulated_metrics": score(data.task.metrics, simulated, encoded.labels),
+        "float_activation_metrics": score(data.task.metrics, logits[32], encoded.labels),
         "logit_difference": {"mean": float(difference.mean()), "max": float(difference.max())},
     }
 
 
-def _show(entry: dict[str, Any], progress: Progress) -> None:
-    if "metrics" not in entry:
+def _show(entry: dict[str, Any], activation_bits: int, data: TaskData | None, progress: Progress) -> None:
+    if data is None:
         progress.say("Not measured: give --train-file and --eval-file as the search had them.")
         return
     for metric, value in entry["metrics"].items():
         progress.say(f"{metric} of the file {value:.4f}, simulated {entry['simulated_metrics'][metric]:.4f}")
     difference = entry["logit_difference"]
     progress.say(f"Logits differ from the simulation by {difference['mean']:.1e} on average, {difference['max']:.1e} at most")
+    if activation_bits == 32 and difference["max"] > EXACT:
+        progress.say(f"Warning: this file should be exact and is not (more than {EXACT:.0e}); please report it.")
+    lost = entry["float_activation_metrics"][data.task.metric] - entry["metrics"][data.task.metric]
+    if lost > TOLERATED:
+        progress.say(f"Warning: 8-bit activations cost {100 * lost:.2f} points here; --tail fp32 keeps them, at a lower speed.")

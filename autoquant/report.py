@@ -13,6 +13,7 @@ from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import MIB, SizeBudget, choice_table
 from autoquant.core.derive import remove_by_name
 from autoquant.core.run import RunDirectory, file_sha256, versions
+from autoquant.export.card import present_files
 from autoquant.export.manifest import build_manifest, write_manifest
 from autoquant.pack.model import FILE_NAME
 from autoquant.strategies import SearchResult
@@ -68,9 +69,9 @@ def _deployed(run: RunDirectory, metrics: Mapping[str, float]) -> dict[str, Any]
     """The file that was reloaded and measured; exports join it, and stay as long as they were made from this very file."""
     path, recorded = run.model_dir / FILE_NAME, run.path / "metrics.json"
     packed = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path), "metrics": metrics}
-    before = json.loads(recorded.read_text("utf-8"))["deployed"] if recorded.is_file() else {}
+    before = json.loads(recorded.read_text("utf-8")).get("deployed", {}) if recorded.is_file() else {}
     same = before.get("safetensors", {}).get("sha256") == packed["sha256"]
-    return {**(before if same else {}), "safetensors": packed}
+    return {**(present_files(run.model_dir, before) if same else {}), "safetensors": packed}
 
 
 def differences(workspace: Workspace, budget: SizeBudget, allocation: BitAllocation) -> dict[str, float]:

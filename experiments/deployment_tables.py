@@ -44,11 +44,13 @@ def _truth(cell: dict[str, Any]) -> str:
     """One budget's files: accuracy of each, and how far the exported logits are from what was simulated."""
     files, int8, uniform = cell["deployed"], cell["bench"]["bytes"]["ort_int8"], 100 * cell["metric"]["uniform"]
     values = ", ".join(f"{100 * files[name]['metrics']['accuracy']:.2f} {label}" for name, label in LABELS.items())
+    exact = files["onnx-int8"]["float_activation_metrics"]["accuracy"]
     fp32, fast = (files[name]["logit_difference"] for name in ("onnx-fp32", "onnx-int8"))
     smaller, larger = int8 / files["onnx-int8"]["bytes"], files["onnx-int8"]["bytes"] - files["safetensors"]["bytes"]
     same = ", ".join(f"{w['speed_in_same_graph']['autoquant']:.2f}x" for w in cell["bench"]["workloads"].values())
     return (
-        f"- {cell['bytes']['budget'] / 2**20:g} MiB: accuracy {values}, {uniform:.2f} uniform bits. "
+        f"- {cell['bytes']['budget'] / 2**20:g} MiB: accuracy {values}, {100 * exact:.2f} packed file with float activations, "
+        f"{uniform:.2f} uniform bits. "
         f"Logits differ from the simulation by at most {fp32['max']:.0e} (fp32 tail) and {fast['max']:.2f} (int8 tail, "
         f"{fast['mean']:.3f} on average). `model.onnx` is {smaller:.1f} times smaller than dynamic int8, {larger:+,} bytes "
         f"beside `model.safetensors`. Speed relative to dynamic int8 in our own graph: {same}."

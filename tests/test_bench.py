@@ -112,3 +112,14 @@ def test_numbers_below_one(option: str, reference: Reference, run_dir: Path, cap
     with pytest.raises(SystemExit):
         cli.main(["bench", str(run_dir), option, "0", "--data-dir", str(reference.data), "--task", "sst2"])
     assert "must be at least 1" in capsys.readouterr().err
+
+
+def test_other_data_is_refused(
+    reference: Reference, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(reference.data, tmp_path / "other")
+    dev = other / "SST-2" / "dev.tsv"
+    dev.write_text("\n".join(dev.read_text("utf-8").splitlines()[:-1]) + "\n", "utf-8")
+    with pytest.raises(SystemExit):
+        cli.main(["bench", str(run_dir), "--data-dir", str(other), "--task", "sst2"])
+    assert f"are not those of {run_dir}" in capsys.readouterr().err

@@ -50,6 +50,8 @@ def test_both_tails_are_recorded(reference: Reference, run_dir: Path) -> None:
     exact, fast = (metrics_of(run_dir)["deployed"][f"onnx-{tail}"] for tail in ("fp32", "int8"))
     assert exact["logit_difference"]["max"] < 1e-4
     assert fast["logit_difference"]["mean"] < 0.02
+    assert exact["file"] == "model_fp32.onnx"
+    assert exact["float_activation_metrics"] == exact["simulated_metrics"] == fast["float_activation_metrics"]
     assert fast["simulated_metrics"] == reference.metrics["all_metrics"]["dnas"]
     assert fast["metrics"]["accuracy"] >= fast["simulated_metrics"]["accuracy"] - 1 / 80  # of 80 rows one may be a tie
 
@@ -60,6 +62,9 @@ def test_a_finished_run_that_is_resumed_keeps_its_exports(reference: Reference, 
     cli.main(reference_arguments(reference.model, reference.data, run_dir, "--resume"))
     assert metrics_of(run_dir)["deployed"] == before
     assert before["onnx-int8"]["sha256"] in (run_dir / "model" / "README.md").read_text("utf-8")
+    (run_dir / "model" / "model.onnx").unlink()
+    cli.main(reference_arguments(reference.model, reference.data, run_dir, "--resume"))
+    assert list(metrics_of(run_dir)["deployed"]) == ["safetensors"]
 
 
 def test_the_task_is_that_of_the_run(reference: Reference, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,3 +114,20 @@ def test_evaluate_without_an_exported_file(reference: Reference, capsys: pytest.
 def test_export_needs_a_known_format(run_dir: Path) -> None:
     with pytest.raises(KeyError):
         export_run(run_dir, "gguf")
+
+
+@pytest.mark.parametrize(("tail", "attribute", "message"), [("fp32", "EXACT", "should be exact"), ("int8", "TOLERATED", "cost")])
+def test_a_file_that_is_worse_than_it_should_be_is_warned_of(
+    reference: Reference,
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tail: str,
+    attribute: str,
+    message: str,
+) -> None:
+    cli.main(["export", str(run_dir), "--tail", tail, *data_of(reference)])
+    assert "Warning" not in capsys.readouterr().out
+    monkeypatch.setattr(f"autoquant.deploy.{attribute}", -1.0)
+    cli.main(["export", str(run_dir), "--tail", tail, *data_of(reference)])
+    assert re.search(f"Warning: .*{message}", capsys.readouterr().out)

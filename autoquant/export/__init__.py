@@ -3,6 +3,9 @@
 from autoquant.export.base import Exporter
 from autoquant.export.onnx.exporter import OnnxExporter
 
-EXPORTERS: dict[str, Exporter] = {"onnx-int8": OnnxExporter("int8"), "onnx-fp32": OnnxExporter("fp32")}
+EXPORTERS: dict[str, Exporter] = {
+    "onnx-int8": OnnxExporter("int8", "model.onnx"),
+    "onnx-fp32": OnnxExporter("fp32", "model_fp32.onnx"),
+}
 
 __all__ = ["EXPORTERS", "Exporter"]

@@ -34,17 +34,25 @@ print(onnxruntime.InferenceSession("{file}").run(["logits"], dict(inputs)))"""
 def write_card(folder: Path, metrics: Mapping[str, Any], base_model: str | None = None) -> Path:
     """Write `folder`/README.md, or write it anew once `metrics` (the content of metrics.json) names more files as `deployed`.
 
-    Only files that are there with the recorded hash are spoken of: a format may have overwritten another's.
+    Only files that are there with the recorded hash are spoken of.
     `base_model`: the hub id the model was made from; None keeps what the present card says of it.
     """
     path = folder / CARD_NAME
     if base_model is None and path.is_file():
         base_model = ModelCard.load(path).data.base_model
-    present = {f: entry for f, entry in metrics["deployed"].items() if file_sha256(folder / entry["file"]) == entry["sha256"]}
-    metrics = {**metrics, "deployed": present}
+    metrics = {**metrics, "deployed": present_files(folder, metrics["deployed"])}
     config = json.loads((folder / "config.json").read_text("utf-8"))
     atomic_write_text(path, f"---\n{_front_matter(metrics, base_model).to_yaml()}\n---\n\n{_body(config, metrics, base_model)}")
     return path
+
+
+def present_files(folder: Path, deployed: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `deployed` whose file is in the folder with the recorded hash."""
+
+    def is_there(path: Path, sha256: str) -> bool:
+        return path.is_file() and file_sha256(path) == sha256
+
+    return {name: entry for name, entry in deployed.items() if is_there(folder / entry["file"], entry["sha256"])}
 
 
 def _name(metrics: Mapping[str, Any], base_model: str | None) -> str:
@@ -93,7 +101,7 @@ def _body(config: Mapping[str, Any], metrics: Mapping[str, Any], base_model: str
         f"under a budget of {metrics['bytes']['budget']:,} bytes ({metrics['bytes']['count']}). Texts are read up to "
         f"{settings['max_length']} tokens.",
         _table(metrics),
-        "Every file was measured itself, on the evaluation rows, which chose nothing.",
+        "Every number is that of the file itself, on the evaluation rows.",
         "## Load",
         "In this folder; `allocation.json` says which weights have how many bits.",
         *_snippets(metrics),
@@ -118,7 +126,7 @@ def _snippets(metrics: Mapping[str, Any]) -> list[str]:
     snippets = {"autoquant": AUTOQUANT, "transformers": TRANSFORMERS}
     exported = [entry["file"] for entry in metrics["deployed"].values() if entry["file"].endswith(".onnx")]
     if exported:
-        snippets["onnxruntime"] = ONNXRUNTIME.replace("{file}", exported[-1])
+        snippets["onnxruntime"] = ONNXRUNTIME.replace("{file}", min(exported))  # model.onnx, the fast one, before model_fp32.onnx
     return [f"With {name}:\n\n```python\n{code.replace('{text}', text)}\n```" for name, code in snippets.items()]
 
 

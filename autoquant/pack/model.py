@@ -23,6 +23,7 @@ from autoquant.pack.modules import PackedEmbedding, PackedLinear, check_memory
 from autoquant.pack.transformers_quantizer import QUANT_METHOD
 
 CONFIG_NAME, FILE_NAME = "config.json", "model.safetensors"
+PLAUSIBLE_NUMBER = 2**16  # what any config.json may say of sizes; more only if a matrix in the file is that large
 # Keys of a config.json that would make transformers look for a foreign quantizer, kernel or code.
 IGNORED_KEYS = ("quantization_config", "auto_map", "attn_implementation", "_attn_implementation", "dtype", "torch_dtype")
 
@@ -129,6 +130,7 @@ def _empty_model(
     settings: dict[str, Any], backbone: Backbone, packed: PackedFile, folder: Path, dtype: torch.dtype
 ) -> PreTrainedModel:
     """The model of a config.json with its parameters on the meta device: nothing is initialised only to be replaced."""
+    _check_numbers(settings, packed, folder)
     try:
         config = AutoConfig.for_model(**{key: value for key, value in settings.items() if key not in IGNORED_KEYS})
         last = backbone.layer.format(config.num_hidden_layers - 1)
@@ -140,6 +142,14 @@ def _empty_model(
         raise
     except Exception as error:  # transformers raises many kinds for settings that make no model
         raise ModelError(f"{folder / CONFIG_NAME} makes no model: {' '.join(str(error).split())[:200]}") from error
+
+
+def _check_numbers(settings: dict[str, Any], packed: PackedFile, folder: Path) -> None:
+    """Refuse sizes that nothing in the file has, before transformers fills memory with buffers and label names for them."""
+    most = max(PLAUSIBLE_NUMBER, *(max(matrix.rows, matrix.columns) for matrix in packed.matrices.values()))
+    for name, value in settings.items():
+        if isinstance(value, int) and value > most:
+            raise CheckpointError(f"{folder}: {name} is {value} in config.json and nothing in {FILE_NAME} is larger than {most}.")
 
 
 def _check_shapes(model: PreTrainedModel, packed: PackedFile, folder: Path, ranges: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from autoquant.core.errors import ModelError
 
 QUANT_METHOD = "autoquant"
 MOST_LAYERS = 1024  # more than any model of this family by far; a config.json that claims more would only take forever
+MOST_POSITIONS = 2**20  # buffers are made for each
 
 
 @auto.register_quantization_config(QUANT_METHOD)
@@ -70,6 +71,8 @@ class AutoquantQuantizer(HfQuantizer):
             raise ModelError(f"attn_implementation {config._attn_implementation!r} is code from the hub: give sdpa or eager.")
         if config.num_hidden_layers > MOST_LAYERS:
             raise ModelError(f"config.json claims {config.num_hidden_layers} layers: it is not that of a packed model.")
+        if config.max_position_embeddings > MOST_POSITIONS:
+            raise ModelError(f"config.json claims {config.max_position_embeddings} positions: it is not that of a packed model.")
         return config
 
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **_: Any) -> None:

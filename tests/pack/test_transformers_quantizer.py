@@ -261,6 +261,7 @@ class Bomb:
         (cut_into_shards, ModelError, "weights in one model.safetensors"),
         (configure(num_hidden_layers=3), CheckpointError, "layer.2"),
         (configure(num_hidden_layers=10**9), ModelError, "claims 1000000000 layers"),
+        (configure(max_position_embeddings=10**9), ModelError, "claims 1000000000 positions"),
         (configure(intermediate_size=63), CheckpointError, "intermediate"),
         (configure(attn_implementation="somebody/kernel"), ModelError, "is code from the hub"),
         (configure(_attn_implementation="somebody/kernel"), ModelError, "is code from the hub"),

@@ -1,4 +1,4 @@
-"""Packed folder -> model.onnx, and a session that runs it. Needs the packages onnx and onnxruntime."""
+"""Packed folder -> one .onnx file, and a session that runs it. Needs the packages onnx and onnxruntime."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OnnxExporter:
     """`tail` int8: 8-bit activations and integer products, as fast as the runtime can; fp32: exact."""
 
     tail: str
-    file_name: str = "model.onnx"
+    file_name: str
 
     @property
     def activation_bits(self) -> int:
