@@ -24,17 +24,23 @@ from autoquant.training.batches import BatchOrder
 from autoquant.training.distillation import TeacherOutputs, distillation_loss
 from autoquant.training.loop import Stateful, run_steps
 
-# Bits per weight below the best choice at which prior logits are cut off. The widest choice, 8 bits, costs 8 of them: what is
-# cut must stay worse than a choice that is merely too wide, or adding its bytes' price back would make it look good.
+# Bits per weight below the best choice at which prior logits are cut off, so that the search can still move them. The widest
+# choice, 8 bits, costs 8 of them: what is cut must stay worse than a choice that is merely too wide.
 RANGE_BITS = 12.0
 
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """Where a search starts: log-probabilities of choices [N, K], and logits of keeping each unit [U]."""
+    """Where a search starts: log-probabilities of choices [N, K], and logits of keeping each unit [U].
+
+    `beyond` [N, K] and `units_beyond` [U] are what the range cut off, at most 0 for choices: values of a search have it added
+    again, or a budget of another price would take a choice for harmless that is only out of range.
+    """
 
     choices: np.ndarray
     units: np.ndarray
+    beyond: np.ndarray
+    units_beyond: np.ndarray
 
 
 def sensitivity_prior(sensitivity: Sensitivity, table: ChoiceTable, budget_bytes: int, strength: float) -> Prior:
@@ -46,10 +52,13 @@ def sensitivity_prior(sensitivity: Sensitivity, table: ChoiceTable, budget_bytes
     """
     rate = price(-sensitivity.choices, table, budget_bytes, -sensitivity.removals)
     bits = 8 * (sensitivity.choices / rate + table.bytes) / table.parameters[:, None]
-    logits = np.where(table.allowed, -strength * bits, -np.inf)
-    logits -= logits.max(axis=1, keepdims=True)
-    logits = np.where(table.allowed, np.maximum(logits, -RANGE_BITS * strength), -np.inf)
-    return Prior(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)), _unit_logits(sensitivity, table, rate, strength))
+    exact = np.where(table.allowed, -strength * bits, -np.inf)
+    exact -= exact.max(axis=1, keepdims=True)
+    logits = np.where(table.allowed, np.maximum(exact, -RANGE_BITS * strength), -np.inf)
+    beyond = np.where(table.allowed, np.minimum(exact + RANGE_BITS * strength, 0.0), 0.0)
+    units = _unit_logits(sensitivity, table, rate, strength)
+    near = np.clip(units, -RANGE_BITS * strength, RANGE_BITS * strength)
+    return Prior(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)), near, beyond, units - near)
 
 
 def _unit_logits(sensitivity: Sensitivity, table: ChoiceTable, rate: float, strength: float) -> np.ndarray:
@@ -59,8 +68,7 @@ def _unit_logits(sensitivity: Sensitivity, table: ChoiceTable, rate: float, stre
     everyone = np.arange(len(table))
     content = -sensitivity.choices[everyone, choice] - rate * table.bytes[everyone, choice]
     worth = sensitivity.removals + unit_contents(table, content, choice, rate)
-    logits = strength * 8 * worth / rate / unit_parameters(table)
-    return np.clip(logits, -RANGE_BITS * strength, RANGE_BITS * strength)
+    return strength * 8 * worth / rate / unit_parameters(table)
 
 
 def start_from(supernet: Supernet, prior: Prior) -> None:
@@ -83,12 +91,12 @@ class Dnas:
     def search(self, problem: Problem) -> SearchResult:
         settings = problem.search
         supernet = problem.make_supernet().to(problem.context.device)
+        prior = None
         if settings.prior_strength:
             prior = sensitivity_prior(problem.sensitivity, problem.table, problem.budget.bytes, settings.prior_strength)
             start_from(supernet, prior)
         train_supernet(supernet, problem)
-        values = supernet.values(nats_per_byte=8 * settings.prior_strength)
-        removal = supernet.removal_values()
+        values, removal = learned_values(supernet, settings.prior_strength, prior)
         likely, gone = supernet.most_probable()
         if settings.derive == "knapsack":
             derived = derive(values, problem.table, problem.budget.bytes, removal)
@@ -98,6 +106,15 @@ class Dnas:
             probability = supernet.probabilities().cpu().numpy()[derived.origins, derived.choice]
         searched = Start(supernet.latent_state(), supernet.learned_scales())
         return SearchResult(derived.allocation, values, removal, probability, searched, round(weigh(problem.table, likely, gone)))
+
+
+def learned_values(supernet: Supernet, strength: float, prior: Prior | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """What every choice [N, K] and removal [U] is worth by the logits, before its price, in one measure at any budget."""
+    values, removal = supernet.values(nats_per_byte=8 * strength), supernet.removal_values()
+    if prior is not None:
+        values += supernet.table.parameters[:, None] * prior.beyond
+        removal = None if removal is None else removal - unit_parameters(supernet.table) * prior.units_beyond
+    return values, removal
 
 
 def _repaired(values: np.ndarray, table: ChoiceTable, likely: np.ndarray, gone: np.ndarray, budget_bytes: int) -> Derived:

@@ -14,7 +14,7 @@ from autoquant.core.allocate import allocate
 from autoquant.core.cost import ChoiceTable
 from autoquant.core.derive import derive, price
 from autoquant.strategies import STRATEGIES, Problem, SearchResult, Start, dnas
-from autoquant.strategies.dnas import Prior, sensitivity_prior, start_from
+from autoquant.strategies.dnas import Prior, learned_values, sensitivity_prior, start_from
 from autoquant.strategies.sensitivity import Sensitivity
 
 MakeProblem = Callable[..., Problem]
@@ -79,6 +79,24 @@ def test_the_prior_is_the_sensitivity_knapsack(share: float, seed: int, make_pro
     start_from(supernet, prior(sensitivity, table, budget, STRENGTH))
     ours = allocate(supernet.values(nats_per_byte=8 * STRENGTH), table, budget)
     np.testing.assert_array_equal(ours, allocate(-sensitivity, table, budget))
+
+
+@pytest.mark.parametrize("searched", [0.2, 0.5])
+@pytest.mark.parametrize("share", [0.08, 0.2, 0.5])
+def test_a_search_that_learned_nothing_gives_the_sensitivity_knapsack_of_any_budget(
+    searched: float, share: float, make_problem: MakeProblem
+) -> None:
+    """Choices beyond the range of the logits included: a smaller budget must not take them for harmless."""
+    problem = make_problem(searched)
+    table, smaller = problem.table, make_problem(share).budget.bytes
+    sensitivity = bell_shaped(table, 1)
+    sensitivity[::5] *= 1e3  # far beyond the range
+    start = prior(sensitivity, table, problem.budget.bytes, STRENGTH)
+    assert (start.beyond < 0).any()
+    supernet = problem.make_supernet()
+    start_from(supernet, start)
+    values, _ = learned_values(supernet, STRENGTH, start)
+    np.testing.assert_array_equal(allocate(values, table, smaller), allocate(-sensitivity, table, smaller))
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6])
@@ -250,7 +268,7 @@ def test_every_variant_fills_the_budget_and_moves_the_bits(variant: dict[str, An
     assert result.derived_bytes is not None
     assert problem.table.smallest() <= result.derived_bytes <= problem.table.largest()
     if variant.get("prior_strength", 1.0):
-        assert len({line["expected_bytes"] for line in log if "expected_bytes" in line}) == 3
+        assert len({line["expected_bytes"] for line in log if "expected_bytes" in line}) > 1
 
 
 def test_the_default_is_first_order_bilevel_with_gates_and_a_knapsack(make_problem: MakeProblem) -> None:
@@ -328,8 +346,10 @@ def test_the_prior_with_units_is_the_sensitivity_derivation(share: float, make_s
     """Before it has learned anything the search removes what `fisher` removes, or nearly: cut-offs are few."""
     problem = make_structured(share)
     supernet = problem.make_supernet()
-    start_from(supernet, sensitivity_prior(problem.sensitivity, problem.table, problem.budget.bytes, STRENGTH))
-    ours = derive(supernet.values(8 * STRENGTH), problem.table, problem.budget.bytes, supernet.removal_values()).allocation
+    start = sensitivity_prior(problem.sensitivity, problem.table, problem.budget.bytes, STRENGTH)
+    start_from(supernet, start)
+    values, removal = learned_values(supernet, STRENGTH, start)
+    ours = derive(values, problem.table, problem.budget.bytes, removal).allocation
     theirs = fisher(problem)
     assert len(set(ours.removed) ^ set(theirs.removed)) <= 0.2 * len(problem.sensitivity.removals)
 
