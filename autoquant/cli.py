@@ -71,7 +71,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class BudgetOptions:
-    """How large the result may be: one of --budget-mib and --budget-ratio."""
+    """How large the result may be: one of --budget-mib and --budget-ratio, or none for a preset that fixes its own size."""
 
     budget_mib: float | None = None
     """Budget in MiB (1,048,576 bytes) of the whole model.safetensors."""
@@ -80,10 +80,12 @@ class BudgetOptions:
     count: Literal["file", "encoder"] = "file"
     """What counts: the whole file, or only codes and scales of the encoder, as papers do."""
 
-    def resolve(self) -> Budget:
+    def resolve(self) -> Budget | None:
         from autoquant.core.cost import SizeBudget
 
-        if (self.budget_mib is None) == (self.budget_ratio is None):
+        if self.budget_mib is None and self.budget_ratio is None:
+            return None
+        if self.budget_mib is not None and self.budget_ratio is not None:
             raise BudgetError("Give one of --budget-mib and --budget-ratio, e.g. --budget-mib 6.")
         if not math.isfinite(self.budget_mib or self.budget_ratio or 0):
             raise BudgetError("--budget-mib and --budget-ratio take finite numbers, e.g. --budget-mib 6.")
@@ -139,8 +141,7 @@ class Plan:
         from autoquant.plan import show_plan
         from autoquant.workspace import Blueprint
 
-        asked = self.budget.budget_mib is not None or self.budget.budget_ratio is not None
-        budget = self.budget.resolve() if asked else None
+        budget = self.budget.resolve()
         model, data = resolve_inputs(self.model, self.data.load())
         recipe = load_preset(self.preset)
         recipe = dataclasses.replace(recipe, space=self.space) if self.space else recipe

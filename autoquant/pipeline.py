@@ -12,10 +12,10 @@ from autoquant import method
 from autoquant.assets import default_backbone, hub_id
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
-from autoquant.core.errors import CheckpointError, DataError, ModelError, RunError
+from autoquant.core.errors import BudgetError, CheckpointError, DataError, ModelError, RunError
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.run import RunDirectory, file_sha256
-from autoquant.core.settings import Recipe, from_mapping, load_preset
+from autoquant.core.settings import Recipe, StudentSettings, from_mapping, load_preset
 from autoquant.export.card import write_card
 from autoquant.export.manifest import (
     buckets_sha256,
@@ -60,9 +60,22 @@ class Shared:
     adopt: Callable[[Workspace], None]
 
 
-def resolve_budget(budget: Budget, blueprint: Blueprint) -> SizeBudget:
-    """A budget in bytes; a callable is given the full-precision bytes of the file and of the encoder."""
-    return budget if isinstance(budget, SizeBudget) else budget(blueprint.full_bytes("file"), blueprint.full_bytes("encoder"))
+def resolve_budget(budget: Budget | None, blueprint: Blueprint) -> SizeBudget:
+    """A budget in bytes; a callable is given the full-precision bytes of the file and of the encoder.
+
+    None leaves it to a recipe that fixes its own size. Raises BudgetError where neither says it, or both say different things.
+    """
+    own = blueprint.own_budget
+    if budget is None:
+        if own is None:
+            raise BudgetError("Give one of --budget-mib and --budget-ratio, e.g. --budget-mib 6.")
+        return own
+    if not isinstance(budget, SizeBudget):
+        budget = budget(blueprint.full_bytes("file"), blueprint.full_bytes("encoder"))
+    if own not in (None, budget):
+        fixed, asked = (f"{size.bytes:,} bytes of the {size.count}" for size in (own, budget) if size)
+        raise BudgetError(f"The recipe fixes its own size, {fixed}, not {asked}: leave the budget out, or take another --preset.")
+    return budget
 
 
 def search(
@@ -70,7 +83,7 @@ def search(
     train: TaskData | Iterable[Row] | None = None,
     evaluation: Iterable[Row] | None = None,
     *,
-    budget: Budget,
+    budget: Budget | None = None,
     recipe: Recipe | None = None,
     run_dir: str | Path = "runs/default",
     controls: Sequence[str] = ("uniform",),
@@ -86,7 +99,7 @@ def search(
 
     `model`: a directory or hub id (None = the embedded MiniLM). `train`, `evaluation`: rows (text, label) or ((text, text),
     label); or `train` alone, a task from `autoquant.tasks.load` that has both; or neither, for the embedded reviews.
-    `shared`: what a sweep has prepared for all its trials.
+    `budget`: None for a recipe that fixes its own size. `shared`: what a sweep has prepared for all its trials.
     Raises an AutoquantError, before any training, for input that cannot work.
     """
     recipe, machine, progress = recipe or load_preset("default"), machine or Machine(), progress or SilentProgress()
@@ -203,6 +216,7 @@ def finetune_teacher(
     recipe, machine, progress = recipe or load_preset("default"), machine or Machine(), progress or SilentProgress()
     check_run(machine, seed)
     model, data = resolve_inputs(model, data)
+    recipe = dataclasses.replace(recipe, student=StudentSettings())  # a run makes its student from the whole teacher
     blueprint = Blueprint.draw(str(model), data, recipe, max_length, trim_positions=False)
     if blueprint.source.load(seed)[1]:
         raise ModelError(f"{model} already has a trained head: give it to `autoquant search --model` as it is.")
@@ -268,6 +282,9 @@ def check_applies(manifest: Mapping[str, Any], blueprint: Blueprint, allocation:
 
 
 def _run(workspace: Workspace, budget: SizeBudget, strategy: str, controls: Sequence[str]) -> RunResult:
+    only = workspace.blueprint.only_allocation
+    if only is not None:  # there is nothing to search, and no control would differ
+        return finish(workspace, budget, strategy, {strategy: SearchResult(only)}, searched=False)
     workspace.progress.plan(estimate_stages(workspace.blueprint, strategy, controls))
     results = {strategy: workspace.search(strategy, budget)}
     for control in controls:

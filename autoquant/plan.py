@@ -28,10 +28,11 @@ def show_plan(blueprint: Blueprint, budget: Budget | None, count: str, progress:
     stages = estimate_stages(blueprint, blueprint.recipe.search.strategy, ("uniform",))
     total = sum(seconds for _, seconds in stages)
     progress.say(f"Time: about {rounded(total)} on 2 CPU cores, the uniform control included ({len(stages)} stages).")
-    if budget is not None:
+    if budget is not None or blueprint.own_budget is not None:
         size = resolve_budget(budget, blueprint)
         blueprint.table(size)
-        progress.say(f"Budget {size.bytes:,} bytes ({size.bytes / MIB:.2f} MiB) can be met: {full / size.bytes:.1f}x smaller.")
+        ratio = blueprint.full_bytes(size.count) / size.bytes
+        progress.say(f"Budget {size.bytes:,} bytes ({size.bytes / MIB:.2f} MiB) can be met: {ratio:.1f}x smaller.")
 
 
 def _matrices(blueprint: Blueprint) -> list[list[str]]:

@@ -14,9 +14,8 @@ from autoquant.core.errors import ModelError, RunError, SpaceError
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.run import RunDirectory, file_sha256
 from autoquant.core.settings import RECONSTRUCTION, Recipe, RecoverySettings
-from autoquant.core.space import KINDS, Rule, SearchSpace
 from autoquant.export.manifest import manifest_allocation, manifest_space, read_manifest
-from autoquant.pipeline import RunResult, check_applies, check_run, finish, recorded_recipe, resolve_inputs
+from autoquant.pipeline import RunResult, check_applies, check_run, finish, recorded_recipe, resolve_budget, resolve_inputs
 from autoquant.refine.mrem_parallel import torchrun_rank
 from autoquant.strategies import SearchResult
 from autoquant.tasks.data import TaskData
@@ -48,16 +47,11 @@ class UniformBits:
     def __str__(self) -> str:
         return f"{self.weights}-{self.embedding}-{self.activations}"
 
-    def space(self) -> SearchSpace:
-        """One width and one scale a matrix, a scale per row of the word embedding; positions, types and classifier 8 bits."""
-        rules = {kind: Rule((self.weights,), 1) for kind in KINDS}
-        rules |= {kind: Rule((8,), 1) for kind in ("classifier", "position_embedding", "type_embedding")}
-        rules["word_embedding"] = Rule((self.embedding,), 1, "row")
-        return SearchSpace(f"uniform-{self}", rules, "subgroup")
-
     def recipe(self, recovery: RecoverySettings) -> Recipe:
-        """The paper's quantisers."""
-        return Recipe(quantizer="lsq", activation_bits=self.activations, activations="static", recovery=recovery)  # type: ignore[arg-type]
+        """The paper's quantisers, on the space that has this allocation alone."""
+        bits: Any = self.activations
+        space = f"uniform-{self.weights}-{self.embedding}"
+        return Recipe(space, quantizer="lsq", activation_bits=bits, activations="static", recovery=recovery)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,11 +144,10 @@ def _plan(
 
 
 def _uniform(bits: UniformBits, model: str, data: TaskData, recovery: RecoverySettings, seed: int, max_length: int) -> Plan:
-    blueprint = Blueprint.draw(model, data, bits.recipe(recovery), max_length, False, bits.space())
-    parts = blueprint.byte_model.partitions
-    allocation = BitAllocation({p.matrix.name: p.widths * p.groups for p in parts})
-    budget = SizeBudget(blueprint.byte_model.exact_bytes(allocation))
-    return Plan(f"uniform-{bits}", blueprint, allocation, budget, seed, {"model": model})
+    blueprint = Blueprint.draw(model, data, bits.recipe(recovery), max_length, trim_positions=False)
+    allocation = blueprint.only_allocation
+    assert allocation is not None
+    return Plan(f"uniform-{bits}", blueprint, allocation, resolve_budget(None, blueprint), seed, {"model": model})
 
 
 def _recorded(path: Path, model: str, data: TaskData, recovery: RecoverySettings, changes: dict[str, Any]) -> Plan:

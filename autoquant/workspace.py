@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from autoquant.backbones.load import ModelSource, open_model
 from autoquant.backbones.remove import remove_units
+from autoquant.backbones.shorten import keep_layers
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ByteModel, ChoiceTable, SizeBudget, TensorEntry, check_budget, choice_table, header_json
 from autoquant.core.errors import RunError, SpaceError
@@ -43,6 +44,7 @@ from autoquant.tasks.data import TaskData
 from autoquant.training.batches import Encoded, encode
 from autoquant.training.distillation import TeacherOutputs
 from autoquant.training.loop import Context
+from autoquant.training.student import distil
 from autoquant.training.teacher import finetune
 
 RESULT_ARRAYS = ("values", "removal", "probability")  # of a SearchResult
@@ -108,6 +110,7 @@ class Blueprint:
             raise SpaceError(f"Unknown quantizer '{recipe.quantizer}'; known are {', '.join(QUANTIZERS)}.")
         space = space or load_space(recipe.space)
         source = open_model(model, data.label_names or None, max_length, trim_positions)
+        source = source.with_every(recipe.student.keep_every)
         train = encode(source.tokenizer, data.train, max_length)
         blueprint = cls(source, data, recipe, space, max_length, trim_positions, train)
         blueprint.check_quantizer()
@@ -176,10 +179,25 @@ class Blueprint:
 
     def full_bytes(self, count: str = "file") -> int:
         """Float32 size of what counts: the whole safetensors file, or the encoder's matrices."""
-        if count == "encoder":
+        if count != "file":
             return sum(4 * p.matrix.parameters for p in self.byte_model.partitions if p.matrix.layer is not None)
         entries = [TensorEntry(name, "F32", shape) for name, shape in sorted(self.shapes.items())]
         return sum(entry.bytes for entry in entries) + len(header_json(entries, ""))
+
+    @cached_property
+    def only_allocation(self) -> BitAllocation | None:
+        """The allocation of a space that leaves no choice; None where there is one."""
+        if self.byte_model.units or any(len(p.widths) > 1 for p in self.partitions):
+            return None
+        return BitAllocation({p.matrix.name: p.widths * p.groups for p in self.partitions})
+
+    @cached_property
+    def own_budget(self) -> SizeBudget | None:
+        """The size that the recipe itself fixes, by its mean bits or by a space without a choice; None: it has to be given."""
+        if self.recipe.encoder_bits:
+            return SizeBudget(int(self.full_bytes("codes") * self.recipe.encoder_bits / 32), "codes")
+        only = self.only_allocation
+        return None if only is None else SizeBudget(self.byte_model.exact_bytes(only))
 
     def table(self, budget: SizeBudget) -> ChoiceTable:
         """The table of choices under what `budget` counts. Raises BudgetError if the budget cannot be met."""
@@ -233,7 +251,8 @@ def estimate_stages(blueprint: Blueprint, strategy: str, controls: Sequence[str]
     forward = 2 * encoder * tokens / 1.1e11  # seconds a text
     step = 32 * 3 * forward + 0.06
     teacher = recipe.teacher.epochs * rows * (1 - recipe.search.held_out) * 3.6 * forward
-    stages = [("Teacher", teacher), ("Sensitivity", 25.0), ("Teacher outputs", rows * forward)]
+    student = [("Student", step * recipe.student.steps)] if recipe.student.keep_every > 1 else []
+    stages = [("Teacher", teacher), *student, ("Sensitivity", 25.0), ("Teacher outputs", rows * forward)]
     stages += [("Search", 2.0 * step * recipe.search.steps)]
     recovery = recipe.recovery
     for method in (strategy, *controls):
@@ -293,15 +312,26 @@ class Workspace:
 
     def _make_teacher(self, folder: Path) -> None:
         model: Any
-        model, has_head = self.blueprint.source.load(self.seed)
+        model, has_head = self.blueprint.source.with_every(1).load(self.seed)
         result: dict[str, Any] = {"fine_tuned": not has_head}
         if not has_head:
             recipe, task = self.blueprint.recipe, self.blueprint.data.task
             model.to(self.context.device)
             result |= finetune(model, self.train, self.held_out, task, recipe.teacher, self.context)
+        if self.blueprint.recipe.student.keep_every > 1:
+            model = self._make_student(model.to(self.context.device).eval())
         save_pretrained(folder, model, self.blueprint.source.tokenizer)
         self.run.finish("teacher", result)
-        self.run.discard_state("teacher")
+        for stage in ("teacher", "student"):
+            self.run.discard_state(stage)
+
+    def _make_student(self, teacher: Any) -> nn.Module:
+        """The shallow copy that takes the teacher's place from here on."""
+        source, settings, layers = self.blueprint.source, self.blueprint.recipe.student, teacher.config.num_hidden_layers
+        outputs = TeacherOutputs(teacher, self.train_all, self.context)
+        student = keep_layers(copy.deepcopy(teacher), source.backbone, source.kept_layers)
+        distil(student, outputs, source.kept_layers, layers, settings, self.context)
+        return student
 
     @cached_property
     def teacher_hash(self) -> str:

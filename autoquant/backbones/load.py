@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from autoquant.backbones import BACKBONES, Backbone
+from autoquant.backbones.shorten import keep_layers, kept_layers
 from autoquant.core.errors import ModelError
 
 HUB_SECONDS = 5.0  # how long to wait for a sign of life
@@ -29,7 +30,10 @@ def quiet_transformers() -> None:
 
 @dataclass(frozen=True, eq=False)
 class ModelSource:
-    """A model that can be loaded: where it is, its (already adapted) config, and its architecture's description."""
+    """A model that can be loaded: where it is, its (already adapted) config, and its architecture's description.
+
+    Where the config has fewer layers than the model at `path`, the others are dropped as it is loaded.
+    """
 
     path: str
     config: Any
@@ -50,7 +54,9 @@ class ModelSource:
 
         torch.manual_seed(seed)
         config = copy.deepcopy(self.config)
-        config.max_position_embeddings = _config(self.path).max_position_embeddings  # trimmed below
+        found = _config(self.path)
+        config.max_position_embeddings = found.max_position_embeddings  # trimmed below
+        config.num_hidden_layers = found.num_hidden_layers
         model, report = _from_hub(
             self.path,
             lambda **options: AutoModelForSequenceClassification.from_pretrained(
@@ -60,9 +66,25 @@ class ModelSource:
         missing = sorted(report["missing_keys"])
         self._check_encoder(missing)
         has_head = not missing
+        if self.config.num_hidden_layers < found.num_hidden_layers:
+            keep_layers(model, self.backbone, self.kept_layers)
         if self.config.max_position_embeddings < model.config.max_position_embeddings:
             model = self._trimmed(model)
         return model, has_head
+
+    @property
+    def kept_layers(self) -> tuple[int, ...]:
+        """Layers of the model at `path` that are loaded."""
+        return kept_layers(_config(self.path).num_hidden_layers, self.config.num_hidden_layers)
+
+    def with_every(self, nth: int) -> ModelSource:
+        """The same with one layer in `nth`; 1: with all that the model at `path` has. Raises ModelError where none would go."""
+        layers = _config(self.path).num_hidden_layers
+        if nth > 1 and -(-layers // nth) == layers:
+            raise ModelError(f"{self.path} has {layers} layer, of which none can go: give --student.keep-every 1.")
+        config = copy.deepcopy(self.config)
+        config.num_hidden_layers = -(-layers // nth)
+        return replace(self, config=config)
 
     def _check_encoder(self, missing: list[str]) -> None:
         """Only pooler and classifier may be missing, which fine-tuning trains; transformers draws what is missing at random."""

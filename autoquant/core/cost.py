@@ -31,6 +31,7 @@ from autoquant.core.structure import Structure, Unit, kept_rows, pick_units, pru
 from autoquant.core.subgroup import Partition
 
 MIB = 1024 * 1024
+COUNTS = ("file", "encoder", "codes")
 LAYOUT_HEAD_BYTES = 8  # rows and columns as uint32
 CHECKSUM_CHARACTERS = 64  # sha256 in hexadecimal
 HALF_PARTS = ("scales", "outliers")  # of a matrix in the file; the others are bytes
@@ -38,14 +39,18 @@ HALF_PARTS = ("scales", "outliers")  # of a matrix in the file; the others are b
 
 @dataclass(frozen=True)
 class SizeBudget:
-    """A size in bytes and what counts: `file` = the whole model.safetensors, `encoder` = codes and scales of the encoder."""
+    """A size in bytes and what counts.
+
+    `file`: the whole model.safetensors; `encoder`: codes and scales of the encoder; `codes`: the encoder's codes alone, as the
+    papers have it when they give mean bits per weight.
+    """
 
     bytes: int
     count: str = "file"
 
     def __post_init__(self) -> None:
-        if self.count not in ("file", "encoder"):
-            raise BudgetError(f"Budget counts 'file' or 'encoder', not '{self.count}'.")
+        if self.count not in COUNTS:
+            raise BudgetError(f"Budget counts {', '.join(COUNTS)}, not '{self.count}'.")
         if self.bytes <= 0:
             raise BudgetError(f"A budget of {self.bytes} bytes is not a size: give a positive --budget-mib or --budget-ratio.")
 
@@ -153,10 +158,17 @@ class ByteModel:
         outliers = self.storage.outliers(rows * partition.matrix.columns)
         return SCALE_BYTES * numbers + (SCALE_BYTES + position_bytes(partition.matrix.parameters)) * outliers
 
-    def choice_bytes(self, partition: Partition, bits: int) -> np.ndarray:
-        """Bytes of every sub-group of one matrix at one width, [groups] int64: codes and what is beside them."""
+    def choice_bytes(self, partition: Partition, bits: int, count: str = "file") -> np.ndarray:
+        """Bytes that count, of every sub-group of one matrix at one width, [groups] int64: codes and what is beside them."""
+        if count != "file" and partition.matrix.layer is None:
+            return np.zeros(partition.groups, dtype=np.int64)
         row = self.storage.row_bytes(partition.matrix.columns, bits)
-        return np.array([row * n + self.overhead_bytes(partition, n, bits) for n in partition.sizes], dtype=np.int64)
+        return row * np.asarray(partition.sizes, dtype=np.int64) + self.beside_bytes(partition, bits, count)
+
+    def beside_bytes(self, partition: Partition, bits: int, count: str = "file") -> np.ndarray:
+        """The part of `choice_bytes` that is not codes, [groups] int64."""
+        counts = count == "file" or (count == "encoder" and partition.matrix.layer is not None)
+        return np.array([self.overhead_bytes(partition, n, bits) * counts for n in partition.sizes], dtype=np.int64)
 
     def layout_bytes(self, partition: Partition) -> int:
         """Bytes of a matrix's layout and bucket index, whatever its bits."""
@@ -223,10 +235,10 @@ class ByteModel:
             return self.without(allocation.removed).breakdown(BitAllocation(allocation.bits), count)
         parts: dict[str, int] = {}
         for partition in self.partitions:
-            if count == "encoder" and partition.matrix.layer is None:
+            if count != "file" and partition.matrix.layer is None:
                 continue
             bits = allocation.bits[partition.matrix.name]
-            by_width = {b: self.choice_bytes(partition, b) for b in set(bits)}
+            by_width = {b: self.choice_bytes(partition, b, count) for b in set(bits)}
             size = sum(int(by_width[b][i]) for i, b in enumerate(bits))
             parts[partition.matrix.kind] = parts.get(partition.matrix.kind, 0) + size
         if count == "file":
@@ -325,12 +337,11 @@ class Removable:
 
 
 def choice_table(model: ByteModel, count: str = "file") -> ChoiceTable:
-    """The flat table of a model's choices; matrices that do not count against an `encoder` budget weigh nothing in it."""
+    """The flat table of a model's choices; what does not count against the budget weighs nothing in it."""
     widths = tuple(sorted({width for p in model.partitions for width in p.widths}))
     sizes, allowed, parameters = [], [], []
     for partition in model.partitions:
-        counts = count == "file" or partition.matrix.layer is not None
-        columns = [model.choice_bytes(partition, w) * counts for w in widths]
+        columns = [model.choice_bytes(partition, w, count) for w in widths]
         sizes.append(np.stack(columns, axis=1))
         allowed.append(np.tile([w in partition.widths for w in widths], (partition.groups, 1)))
         parameters.append(np.asarray(partition.sizes, dtype=np.int64) * partition.matrix.columns)
@@ -343,18 +354,14 @@ def choice_table(model: ByteModel, count: str = "file") -> ChoiceTable:
 
 def _removable(model: ByteModel, widths: tuple[int, ...], count: str) -> Removable:
     structure = Structure.of(model.partitions, model.units)
-    scales = [
-        [model.overhead_bytes(p, size, width) * (count == "file" or p.matrix.layer is not None) for width in widths]
-        for p in model.partitions
-        for size in p.sizes
-    ]
+    scales = [np.stack([model.beside_bytes(p, width, count) for width in widths], axis=1) for p in model.partitions]
     unit_bytes = np.zeros(len(model.units))
     if count == "file":
         for u, unit in enumerate(model.units):
             rows_in = [p.matrix.name.removesuffix("weight") + "bias" for p in model.partitions if unit.has_rows_in(p.matrix)]
             unit_bytes[u] = 2 * (unit.stop - unit.start) * sum(name in model.rest for name in rows_in)
         unit_bytes += structure.rows.sum(axis=0)  # a byte of layout for every sub-group
-    return Removable(model, count, structure, np.array(scales), unit_bytes)
+    return Removable(model, count, structure, np.concatenate(scales), unit_bytes)
 
 
 def check_budget(budget: SizeBudget, table: ChoiceTable, full_bytes: int, model: ByteModel) -> None:

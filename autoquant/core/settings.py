@@ -39,6 +39,23 @@ class TeacherSettings:
 
 
 @dataclass(frozen=True)
+class StudentSettings:
+    """A shallower copy of the full-precision model, distilled from it, which then takes its place (DistilBERT)."""
+
+    keep_every: int = 1
+    """Keep one encoder layer in so many; 1 keeps all, without a student."""
+    steps: int = 400
+    """Distillation steps, on the teacher's logits and hidden states."""
+    learning_rate: float = 8e-5
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        least = min(self.keep_every, self.steps, self.batch_size)
+        _check(least > 0, "Student keep-every, steps and batch size must be at least 1.")
+        _check(self.learning_rate > 0, f"Student learning rate {self.learning_rate} must be above 0.")
+
+
+@dataclass(frozen=True)
 class DistillationSettings:
     """Weights of the loss terms that search and recovery share."""
 
@@ -186,7 +203,10 @@ class Recipe:
     """8: activations are quantised per tensor while training and in the result, as the fast runtime does; 32: not."""
     activations: Literal["dynamic", "static"] = "dynamic"
     """dynamic: every tensor's own range, as the fast runtime has it; static: a learned range a layer, at 8 or 4 bits (LSQ+)."""
+    encoder_bits: float = 0.0
+    """The size, if the recipe fixes it: at most so many bits of codes per encoder weight, the papers' count; 0 leaves it open."""
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    student: StudentSettings = field(default_factory=StudentSettings)
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
@@ -194,6 +214,7 @@ class Recipe:
     def __post_init__(self) -> None:
         terms = (self.distillation.logits, self.distillation.cross_entropy, self.search.architecture_hidden)
         _check(max(terms) > 0, "The architecture has no loss: set distillation.logits or search.architecture_hidden above 0.")
+        _check(0 <= self.encoder_bits < 32, f"encoder_bits {self.encoder_bits} are not between 0 (open) and 32 (as they are).")
         _check(self.activation_bits in (4, 8, 32), f"activation_bits {self.activation_bits} is not 4, 8 or 32.")
         fits = self.activation_bits != 4 or self.activations == "static"
         _check(fits, "activation_bits 4 needs a learned range: add --activations static.")
@@ -208,14 +229,31 @@ def available_presets() -> list[str]:
 
 
 def load_preset(name_or_path: str) -> Recipe:
-    """Read a preset by name (`autoquant/presets/<name>.toml`) or path. Raises SpaceError with the key at fault."""
-    for path in (PRESET_FOLDER / f"{name_or_path}.toml", Path(name_or_path)):
-        if path.is_file():
-            try:
-                return from_mapping(Recipe, tomllib.loads(path.read_text("utf-8")), path.name)
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise SpaceError(f"{path} is not TOML: {error}.") from error
-    raise SpaceError(f"No preset '{name_or_path}': give a path to a TOML file or one of {', '.join(available_presets())}.")
+    """Read a preset by name (`autoquant/presets/<name>.toml`, or as a paper spells it: qbert-2/4-8-8) or path.
+
+    A preset may name another as its `base` and say only what differs. Raises SpaceError with the key at fault.
+    """
+    path, data = _read_preset(name_or_path, ())
+    return from_mapping(Recipe, data, path.name)
+
+
+def _read_preset(name_or_path: str, above: tuple[Path, ...]) -> tuple[Path, dict[str, Any]]:
+    """Its file, and its settings with those of its bases; `above` are the presets that it is the base of."""
+    path = PRESET_FOLDER / f"{name_or_path.replace('/', '-')}.toml"
+    path = path if path.is_file() else Path(name_or_path)
+    if not path.is_file():
+        raise SpaceError(f"No preset '{name_or_path}': give a path to a TOML file or one of {', '.join(available_presets())}.")
+    if path in above:
+        raise SpaceError(f"{path.name}: its base is itself: name another preset.")
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpaceError(f"{path} is not TOML: {error}.") from error
+    if "base" not in data:
+        return path, data
+    _, base = _read_preset(str(data.pop("base")), (*above, path))
+    tables = {name: {**base.get(name, {}), **table} for name, table in data.items() if isinstance(table, dict)}
+    return path, {**base, **data, **tables}
 
 
 def from_mapping(cls: type[Any], data: Mapping[str, Any], where: str) -> Any:

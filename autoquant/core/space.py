@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -128,13 +129,26 @@ def parse_space(data: Mapping[str, Any], name: str) -> SearchSpace:
     return SearchSpace(str(data.get("name", name)), rules, data.get("scale", "row"), **structure)
 
 
+def uniform_space(weights: int, embedding: int) -> SearchSpace:
+    """One allocation, as in MREM's tables: `weights` bits and one scale a matrix, `embedding` bits in the word embedding and a
+    scale for each of its rows; positions, token types and classifier have 8 bits (ours).
+    """
+    rules = {kind: Rule((weights,), 1) for kind in KINDS}
+    rules |= {kind: Rule((8,), 1) for kind in ("classifier", "position_embedding", "type_embedding")}
+    rules["word_embedding"] = Rule((embedding,), 1, "row")
+    return SearchSpace(f"uniform-{weights}-{embedding}", rules, "subgroup")
+
+
 def available_spaces() -> list[str]:
     """Names that `load_space` knows."""
     return sorted({path.stem for folder in SPACE_FOLDERS if folder.is_dir() for path in folder.glob("*.toml")})
 
 
 def load_space(name_or_path: str) -> SearchSpace:
-    """Read a search space by name (`search_spaces/<name>.toml`) or path."""
+    """Read a search space by name (`search_spaces/<name>.toml`, or `uniform-W-E` for `uniform_space`) or path."""
+    uniform = re.fullmatch(r"uniform-(\d)-(\d)", name_or_path)
+    if uniform:
+        return uniform_space(int(uniform[1]), int(uniform[2]))
     candidates = [folder / f"{name_or_path}.toml" for folder in SPACE_FOLDERS] + [Path(name_or_path)]
     for path in candidates:
         if path.is_file():

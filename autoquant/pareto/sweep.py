@@ -318,7 +318,7 @@ def sweep(
     )
     blueprint = Blueprint.draw(str(model), data, recipe, max_length, trim_positions)
     for size in settings.budgets:
-        blueprint.table(SizeBudget(size, count))
+        blueprint.table(pipeline.resolve_budget(SizeBudget(size, count), blueprint))
     folder = Path(run_dir)
     storage, name = storage or default_storage(folder), study_name or folder.absolute().name
     with storage_errors(storage):

@@ -90,6 +90,7 @@ def test_breakdown_by_hand() -> None:
     }
     assert model().exact_bytes(ALLOCATION) == sum(parts.values())
     assert model().breakdown(ALLOCATION, "encoder") == {"query": 24}
+    assert model().breakdown(ALLOCATION, "codes") == {"query": 4 * 4}
     assert model("subgroup").breakdown(ALLOCATION)["word_embedding"] == 26 + 3 * 2
 
 
@@ -154,6 +155,9 @@ def test_table_by_hand() -> None:
     encoder = choice_table(model(), "encoder")
     assert encoder.fixed == 0
     assert encoder.largest() == 42
+    codes = choice_table(model(), "codes")  # the same without a scale of 2 bytes a row
+    assert codes.fixed == 0
+    assert codes.largest() == 42 - 7 * 2
 
 
 def test_budgets_out_of_reach_say_what_fills_them() -> None:

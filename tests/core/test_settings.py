@@ -6,6 +6,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from autoquant.core import settings
 from autoquant.core.errors import SpaceError
 from autoquant.core.settings import (
     DistillationSettings,
@@ -84,12 +85,33 @@ def test_an_empty_preset_is_the_default_recipe(tmp_path: Path) -> None:
         ("[recovery]\nsteps = -1", "Recovery steps must not be negative"),
         ("[distillation]\nlogits = 0\nhidden = 0", "one must be above 0"),
         ("[distillation]\nhidden = -1", "must not be negative"),
+        ("[student]\nkeep_every = 0", "Student keep-every, steps and batch size must be at least 1"),
+        ("encoder_bits = -1", r"encoder_bits -1\.0 are not between 0"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match=message) as caught:
         load_preset(preset(tmp_path, text))
     assert "\n" not in str(caught.value)
+
+
+def test_a_preset_says_what_differs_from_its_base(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text('base = "quick"\nspace = "rows"\n[search]\nsteps = 7\nbatch_size = 8\n', "utf-8")
+    recipe = load_preset(preset(tmp_path, f'base = "{tmp_path / "base.toml"}"\n[search]\nsteps = 9\n'))
+    assert (recipe.space, recipe.search.steps, recipe.search.batch_size) == ("rows", 9, 8)
+    assert recipe.teacher == load_preset("quick").teacher
+    assert recipe.recovery == load_preset("quick").recovery
+
+
+def test_a_preset_cannot_be_its_own_base(tmp_path: Path) -> None:
+    with pytest.raises(SpaceError, match=r"mine\.toml: its base is itself"):
+        load_preset(preset(tmp_path, f'base = "{tmp_path / "mine.toml"}"'))
+
+
+def test_a_preset_may_be_asked_for_as_a_paper_spells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "PRESET_FOLDER", tmp_path)
+    (tmp_path / "qbert-2-4-8-8.toml").write_text('space = "rows"', "utf-8")
+    assert load_preset("qbert-2/4-8-8").space == "rows"
 
 
 def test_a_preset_that_is_not_there_names_those_that_are() -> None:
@@ -103,9 +125,9 @@ def test_bytes_that_are_no_text_are_one_line(tmp_path: Path) -> None:
         load_preset(str(tmp_path / "mine.toml"))
 
 
-@pytest.mark.parametrize("settings", [Recipe(), TeacherSettings(epochs=3), DistillationSettings(0.5, 0.0), RecoverySettings()])
-def test_settings_survive_the_manifest(settings: Any) -> None:
-    assert from_mapping(type(settings), dataclasses.asdict(settings), "allocation.json") == settings
+@pytest.mark.parametrize("values", [Recipe(), TeacherSettings(epochs=3), DistillationSettings(0.5, 0.0), RecoverySettings()])
+def test_settings_survive_the_manifest(values: Any) -> None:
+    assert from_mapping(type(values), dataclasses.asdict(values), "allocation.json") == values
 
 
 def test_an_architecture_without_a_loss_is_refused() -> None:

@@ -101,3 +101,14 @@ def test_more_buckets_than_a_byte_can_name() -> None:
     words = Matrix("w", 900, 8, "word_embedding")
     with pytest.raises(SpaceError, match="300 buckets; at most 255"):
         SearchSpace("s", {"word_embedding": Rule((8,), 300)}).partition([words], 4, np.arange(900))
+
+
+def test_uniform_spaces_have_one_allocation() -> None:
+    space = load_space("uniform-3-4")
+    assert {kind: rule.bits for kind, rule in space.rules.items() if rule.bits != (3,)} == {
+        "word_embedding": (4,),
+        **dict.fromkeys(("classifier", "position_embedding", "type_embedding"), (8,)),
+    }
+    assert (space.name, space.scale, space.rules["word_embedding"].scale) == ("uniform-3-4", "subgroup", "row")
+    with pytest.raises(SpaceError, match="5"):
+        load_space("uniform-5-4")

@@ -1,0 +1,128 @@
+"""Every recipe that fixes its own size runs on any model, from end to end, and lands on the bits it declares."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from architectures import save_tiny
+from autoquant import cli
+from autoquant.core.settings import available_presets, load_preset
+from autoquant.core.space import load_space
+from runs import MACHINE, log_of, metrics_of, task
+
+FEW = ["--search.steps", "2", "--search.calibration-samples", "32", "--recovery.mrem-modules", "2", "--student.steps", "2"]
+SIZED = [name for name in available_presets() if re.search(r"\d", name)]  # 2-2-8, 3.0: the others leave the size open
+UNIFORM = [name for name in SIZED if re.search(r"\d-\d-\d+$", name)]
+
+
+def arguments(preset: str, model: Path, data: Path, run_dir: Path, *more: str) -> list[str]:
+    recovery = load_preset(preset).recovery
+    steps = ["--recovery.steps", str(min(2, recovery.steps)), "--recovery.mrem-steps", str(min(2, recovery.mrem_steps))]
+    options = [*task(model, data), *MACHINE, *FEW, *steps, "--max-length", "32", "--run-dir", str(run_dir), *more]
+    return ["search", "--preset", preset, *options]
+
+
+def run(preset: str, model: Path, data: Path, run_dir: Path, *more: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """metrics.json and allocation.json; the file is as large as they say and gives the simulated logits."""
+    cli.main(arguments(preset, model, data, run_dir, *more))
+    metrics = metrics_of(run_dir)
+    assert metrics["bytes"]["file"] == (run_dir / "model" / "model.safetensors").stat().st_size
+    assert metrics["reload_difference"] < 1e-5
+    return metrics, json.loads((run_dir / "model" / "allocation.json").read_text("utf-8"))
+
+
+def bits_by_kind(manifest: dict[str, Any]) -> dict[str, set[int]]:
+    kinds: dict[str, set[int]] = {}
+    for matrix in manifest["matrices"]:
+        kinds.setdefault(matrix["kind"], set()).update(group["bits"] for group in matrix["subgroups"])
+    return kinds
+
+
+@pytest.mark.parametrize("preset", SIZED)
+def test_a_recipe_lands_on_its_bits(preset: str, tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
+    metrics, manifest = run(preset, tiny_classifier_dir, tiny_data, tmp_path, "--controls")
+    sizes, recipe = metrics["bytes"], load_preset(preset)
+    assert sizes["counted"] <= sizes["budget"]
+    if recipe.encoder_bits:
+        assert sizes["count"] == "codes"
+        assert 0.9 * recipe.encoder_bits <= metrics["encoder_bits_per_weight"] <= recipe.encoder_bits
+    else:
+        assert sizes["counted"] == sizes["budget"] == sizes["file"]
+    if preset in UNIFORM and not preset.startswith(("qbert-2-3", "qbert-2-4")):
+        weights, embedding, activations = map(int, preset.split("-")[-3:])
+        kinds = bits_by_kind(manifest)
+        assert {kind: kinds[kind] for kind in ("query", "ffn_out", "word_embedding")} == {
+            "query": {weights},
+            "ffn_out": {weights},
+            "word_embedding": {embedding},
+        }
+        assert manifest["activation_bits"] == activations
+
+
+def test_the_tables_are_there() -> None:
+    rows = ["mrem-s-4-4-8", "mrem-s-2-2-8", "mrem-p-4-4-8", "mrem-p-2-2-8", "ternarybert-2-2-8"]
+    rows += [f"{name}-{bits}" for name in ("aqbert", "distil") for bits in ("3.0", "2.5", "2.0")]
+    assert set(rows) <= set(SIZED)
+
+
+def test_a_distil_recipe_searches_a_student_of_half_the_layers(tiny_model_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """From a bare encoder: fine-tuned whole, then cut and distilled; file, sizes and teacher have one layer of two."""
+    epochs = ["--teacher.epochs", "1", "--controls", "uniform"]
+    metrics, manifest = run("distil-3.0", tiny_model_dir, tiny_data, tmp_path, *epochs)
+    stages = [json.loads(line)["stage"] for line in log_of(tmp_path)]
+    assert list(dict.fromkeys(stages)) == ["teacher", "student", "search-dnas", "retrain-dnas", "retrain-uniform"]
+    assert stages.count("student") == 2
+    assert {matrix["layer"] for matrix in manifest["matrices"]} == {None, 0}
+    for folder in ("teacher", "model"):
+        assert json.loads((tmp_path / folder / "config.json").read_text("utf-8"))["num_hidden_layers"] == 1
+    assert metrics["bytes"]["full_precision_counted"] == 4 * (4 * 32 * 32 + 2 * 32 * 64)
+    assert manifest["recovery"]["recovery"]["start"] == "teacher"
+
+
+@pytest.mark.parametrize("name", ["distilbert", "roberta"])
+def test_any_architecture(name: str, tiny_data: Path, tmp_path: Path) -> None:
+    model = save_tiny(name, tmp_path / name)
+    run("ternarybert-2-2-8", model, tiny_data, tmp_path / "ternary")
+    _, manifest = run("distil-2.0", model, tiny_data, tmp_path / "distil", "--controls")
+    assert {matrix["layer"] for matrix in manifest["matrices"]} == {None, 0}
+
+
+@pytest.mark.parametrize("preset", ["mrem-s-2-2-8", "aqbert-3.0"])
+@pytest.mark.parametrize("budget", [["--budget-mib", "0.03"], ["--budget-ratio", "6"]])
+def test_another_size_is_refused(
+    preset: str,
+    budget: list[str],
+    tiny_classifier_dir: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_dir = tmp_path / "run"
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments(preset, tiny_classifier_dir, tiny_data, run_dir, *budget))
+    errors = capsys.readouterr().err
+    assert exit_.value.code == 2
+    sizes = r"[\d,]+ bytes of the (file|codes), not [\d,]+ bytes of the file"
+    assert re.search(rf"fixes its own size, {sizes}: leave the budget out", errors)
+    assert errors.count("\n") == 1
+    assert not run_dir.exists()
+
+
+def test_what_the_papers_say_is_what_the_presets_do() -> None:
+    mrem, ternary, parallel = load_preset("mrem-s-2-2-8"), load_preset("ternarybert-2-2-8"), load_preset("mrem-p-4-4-8")
+    recovery = mrem.recovery
+    assert (recovery.steps, recovery.reconstruction, recovery.mrem_modules, recovery.mrem_steps) == (0, "mrem-s", 4, 2000)
+    assert (mrem.quantizer, mrem.activation_bits, mrem.activations) == ("lsq", 8, "static")
+    assert (parallel.recovery.reconstruction, load_space(parallel.space).rules["query"].bits) == ("mrem-p", (4,))
+    assert parallel.recovery.mrem_steps == 2000
+    assert (ternary.recovery.training, ternary.recovery.start, ternary.recovery.mrem_steps) == ("ternarybert", "teacher", 0)
+    for bits in (3.0, 2.5, 2.0):
+        paper, student = load_preset(f"aqbert-{bits}"), load_preset(f"distil-{bits}")
+        assert paper.encoder_bits == student.encoder_bits == bits
+        assert load_space(paper.space).rules["ffn_in"].bits == (0, 2, 4)
+        assert (paper.student.keep_every, student.student.keep_every) == (1, 2)
+        assert paper.recovery.start == "pretrained"
+        assert paper.search == student.search == load_preset("aqbert").search
