@@ -46,7 +46,7 @@ SETTINGS = {
     "data folder without task": (["--data-dir", "{data}"], "--task"),
     "another task's folder": (["--task", "rte", "--data-dir", "{data}/SST-2"], "folder of sst2"),
     "task and file": (["--task", "sst2", "--train-file", "{train}", "--eval-file", "{train}"], "not both"),
-    "unknown space": (["--space", "nonsense"], "default, groups128, layer, rows"),
+    "unknown space": (["--space", "nonsense"], "rows, structured"),
     "unknown preset": (["--preset", "nonsense"], "default"),
     "unknown strategy": (["--search.strategy", "nonsense"], "dnas, uniform, random, reversed, fisher"),
     "unknown control": (["--controls", "uniform", "nonsense"], "dnas, uniform, random, reversed, fisher"),

@@ -14,8 +14,16 @@ from autoquant.core.space import load_space
 from runs import MACHINE, log_of, metrics_of, task
 
 FEW = ["--search.steps", "2", "--search.calibration-samples", "32", "--recovery.mrem-modules", "2", "--student.steps", "2"]
-SIZED = [name for name in available_presets() if re.search(r"\d", name)]  # 2-2-8, 3.0: the others leave the size open
-UNIFORM = [name for name in SIZED if re.search(r"\d-\d-\d+$", name)]
+MIXTURES = ("qbert-2-3-8-8", "qbert-2-4-8-8")
+
+
+def fixes_its_size(name: str) -> bool:
+    recipe = load_preset(name)
+    return recipe.encoder_bits > 0 or all(len(rule.bits) == 1 for rule in load_space(recipe.space).rules.values())
+
+
+SIZED = [name for name in available_presets() if fixes_its_size(name)]
+UNIFORM = [name for name in SIZED if re.search(r"\d-\d-\d+$", name) and name not in MIXTURES]
 
 
 def arguments(preset: str, model: Path, data: Path, run_dir: Path, *more: str) -> list[str]:
@@ -51,7 +59,7 @@ def test_a_recipe_lands_on_its_bits(preset: str, tiny_classifier_dir: Path, tiny
         assert 0.9 * recipe.encoder_bits <= metrics["encoder_bits_per_weight"] <= recipe.encoder_bits
     else:
         assert sizes["counted"] == sizes["budget"] == sizes["file"]
-    if preset in UNIFORM and not preset.startswith(("qbert-2-3", "qbert-2-4")):
+    if preset in UNIFORM:
         weights, embedding, activations = map(int, preset.split("-")[-3:])
         kinds = bits_by_kind(manifest)
         assert {kind: kinds[kind] for kind in ("query", "ffn_out", "word_embedding")} == {
@@ -109,6 +117,16 @@ def test_another_size_is_refused(
     assert re.search(rf"fixes its own size, {sizes}: leave the budget out", errors)
     assert errors.count("\n") == 1
     assert not run_dir.exists()
+
+
+def test_a_sweep_of_sizes_is_refused(
+    tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*task(tiny_classifier_dir, tiny_data), "--max-length", "32", "--budgets", "0.05", "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        cli.main(["pareto", "--preset", "aqbert-3.0", *options])
+    assert "fixes its own size" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_the_papers_say_is_what_the_presets_do() -> None:
