@@ -122,9 +122,9 @@ def test_another_size_is_refused(
 def test_a_sweep_of_sizes_is_refused(
     tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [*task(tiny_classifier_dir, tiny_data), "--max-length", "32", "--budgets", "0.05", "--run-dir", str(tmp_path / "run")]
+    files = [*task(tiny_classifier_dir, tiny_data), "--max-length", "32", "--run-dir", str(tmp_path / "run")]
     with pytest.raises(SystemExit):
-        cli.main(["pareto", "--preset", "aqbert-3.0", *options])
+        cli.main(["pareto", "--preset", "aqbert-3.0", "--budgets", "0.05", *files])
     assert "fixes its own size" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
