@@ -35,7 +35,7 @@ from autoquant.core.space import SearchSpace, load_space
 from autoquant.core.structure import pick_units
 from autoquant.core.subgroup import Partition
 from autoquant.pack.checkpoint import metadata_text
-from autoquant.quantizers import QUANTIZERS, Quantizer
+from autoquant.quantizers import QUANTIZERS, CodebookQuantizer, Quantizer
 from autoquant.strategies import STRATEGIES, Problem, SearchResult, Start
 from autoquant.strategies.sensitivity import Sensitivity, fisher_scores
 from autoquant.supernet.build import RANGE_NAME, Supernet
@@ -118,14 +118,24 @@ class Blueprint:
 
     def check_quantizer(self) -> None:
         """Raise SpaceError where the space offers what the quantizer does not have."""
-        name, known = self.quantizer.name, self.quantizer.widths
+        name, known, space = self.quantizer.name, self.quantizer.widths, self.space.name
         for partition in self.partitions:
             odd = sorted(set(partition.widths) - {0, *known})
             if odd:
                 raise SpaceError(
-                    f"Quantizer {name} has {', '.join(map(str, known))} bits; space '{self.space.name}' offers {odd[0]} in "
+                    f"Quantizer {name} has {', '.join(map(str, known))} bits; space '{space}' offers {odd[0]} in "
                     f"{partition.matrix.kind}: give a --space without it."
                 )
+        if not isinstance(self.quantizer, CodebookQuantizer):
+            return
+        if any(p.scale_or(self.space.scale) == "row" for p in self.partitions):
+            raise SpaceError(
+                f"Quantizer {name} has a codebook per sub-group; space '{space}' has a scale per row: try --space codebook."
+            )
+        if self.space.heads or self.space.ffn_blocks:
+            raise SpaceError(
+                f"Quantizer {name} cannot remove heads or FFN blocks, as space '{space}' would: try --space codebook."
+            )
 
     @property
     def quantizer(self) -> Quantizer:

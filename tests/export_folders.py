@@ -1,6 +1,7 @@
 """Packed folders of every architecture, with random bits and, where asked for, dead heads and neurons."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def packed_folder(
     space = parse_space({**SPACE, "scale": scale}, "test")
     counts = draw.integers(0, 50, model.config.vocab_size)
     partitions = space.partition(matrices, model.config.num_attention_heads, counts)
+    known = (0, *QUANTIZERS[quantizer].widths)
+    partitions = tuple(replace(p, widths=tuple(b for b in p.widths if b in known)) for p in partitions)
     allocation = BitAllocation({p.matrix.name: bits_of(p, draw, dead) for p in partitions})
     settings = {"quantizer": quantizer, "scale": scale, "activation_bits": activation_bits, "max_length": 32}
     if static:

@@ -84,9 +84,15 @@ def test_full_bytes_are_those_of_the_file_it_came_from(tiny_classifier_dir: Path
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"quantizer": "nothing"}, "Unknown quantizer 'nothing'; known are midrise"), ({"space": "nothing"}, "No search space")],
+    [
+        ({"quantizer": "nothing"}, "Unknown quantizer 'nothing'; known are midrise"),
+        ({"space": "nothing"}, "No search space"),
+        ({"quantizer": "twn"}, "twn has 2, 8 bits; space 'default' offers 1 in word_embedding"),
+        ({"quantizer": "gobo"}, "gobo has a codebook per sub-group; space 'default' has a scale per row: try --space codebook"),
+        ({"quantizer": "pq", "space": "structured"}, "pq has a codebook per sub-group"),
+    ],
 )
-def test_unknown_names_are_refused(changes: dict[str, Any], message: str, tiny_classifier_dir: Path, data: TaskData) -> None:
+def test_what_cannot_be_is_refused(changes: dict[str, Any], message: str, tiny_classifier_dir: Path, data: TaskData) -> None:
     with pytest.raises(SpaceError, match=message):
         Blueprint.draw(str(tiny_classifier_dir), data, dataclasses.replace(RECIPE, **changes), 32, trim_positions=False)
 

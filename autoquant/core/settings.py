@@ -199,6 +199,7 @@ class Recipe:
     space: str = "default"
     """Search space: a name in search_spaces/ or a path to a TOML file."""
     quantizer: str = "midrise"
+    """How a float becomes a code: midrise, lsq, minmax, twn, gobo or pq."""
     activation_bits: Literal[4, 8, 32] = 8
     """8: activations are quantised per tensor while training and in the result, as the fast runtime does; 32: not."""
     activations: Literal["dynamic", "static"] = "dynamic"

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from autoquant.core.allocation import BitAllocation
-from autoquant.core.cost import CHECKSUM_CHARACTERS, ByteModel, header_json
+from autoquant.core.cost import CHECKSUM_CHARACTERS, HALF_PARTS, ByteModel, header_json
 from autoquant.core.errors import CheckpointError
 from autoquant.core.run import atomic_write_bytes
 from autoquant.core.space import SCALES
-from autoquant.pack.matrix import Layout, PackedMatrix, check_sizes, quantise
+from autoquant.pack.matrix import Layout, PackedMatrix, check_sizes
+from autoquant.pack.quantise import quantise
 from autoquant.quantizers import QUANTIZERS
 from autoquant.quantizers.base import Quantizer
 
@@ -32,7 +33,7 @@ FORMAT, VERSION = "autoquant", 1
 LENGTH_BYTES = 8  # of the header's length, ahead of it
 ACTIVATION_BITS = {"dynamic": (8, 32), "static": (4, 8)}  # by how a layer's input gets its range
 MOST_BYTES, MOST_HEADER_BYTES = 2**32, 2**22  # no model of this family comes near these; more is refused unread
-PARTS = {"codes": torch.uint8, "scales": torch.float16, "layout": torch.uint8}
+PARTS, OUTLIER_PARTS = ("codes", "scales", "layout"), ("outliers", "positions")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,8 @@ def write_packed(
     """Encode a model and write `path` atomically; its size is `model.exact_bytes(allocation)`.
 
     `state`: the full state dict, the matrices not yet quantised; `scales`: matrix name -> [rows] or, where the model's
-    scale is `subgroup`, [groups], positive and exact in float16; both without the units that the allocation removes.
+    scale is `subgroup`, [groups], positive and exact in float16; both without the units that the allocation removes. For
+    codebook quantizers: see `pack.matrix.quantise`.
     `model.metadata` must be `metadata_text(settings)`.
     Raises CheckpointError when something does not fit, RunError when the disk is full or not writable.
     """
@@ -131,9 +133,7 @@ def _encode(
         name = partition.matrix.name
         scale = partition.scale_or(model.scale)
         packed = quantise(state[name], scales[name], partition, allocation.bits[name], scale, quantizer)
-        tensors |= {f"{name}_codes": packed.codes, f"{name}_scales": packed.scales, f"{name}_layout": packed.layout.head}
-        if packed.layout.buckets is not None:
-            tensors[f"{name}_buckets"] = packed.layout.buckets
+        tensors |= {f"{name}_{part}": tensor for part, tensor in packed.parts().items()}
     return tensors
 
 
@@ -204,14 +204,15 @@ def _assemble(tensors: dict[str, Tensor], settings: dict[str, Any], header: byte
     rest, row_scales = dict(tensors), frozenset(settings.get("row_scales", []))
     quantizer = QUANTIZERS[settings["quantizer"]]
     names = [key.removesuffix("_layout") for key, tensor in tensors.items() if _is_layout(key, tensor)]
-    parts = {name: {part: _vector(rest, f"{name}_{part}", dtype) for part, dtype in PARTS.items()} for name in names}
+    wanted = PARTS + (OUTLIER_PARTS if quantizer.storage.outlier_every else ())
+    parts = {name: {part: _part(rest, name, part) for part in wanted} for name in names}
     layouts = {}
     for name in names:
-        buckets = _vector(rest, f"{name}_buckets", torch.uint8) if f"{name}_buckets" in rest else None
+        buckets = _part(rest, name, "buckets") if f"{name}_buckets" in rest else None
         scale = "row" if name in row_scales else settings["scale"]
-        layouts[name] = Layout(parts[name]["layout"], buckets, scale, quantizer.storage)
+        layouts[name] = Layout(parts[name].pop("layout"), buckets, scale, quantizer.storage)
     check_sizes(layouts)
-    matrices = {name: PackedMatrix(parts[name]["codes"], parts[name]["scales"], layouts[name]) for name in names}
+    matrices = {name: PackedMatrix(layout=layouts[name], **parts[name]) for name in names}
     for name, matrix in matrices.items():
         matrix.check(name, quantizer)
     for name, tensor in rest.items():
@@ -226,8 +227,8 @@ def _is_layout(key: str, tensor: Tensor) -> bool:
     return key.endswith("_layout") and tensor.dtype == torch.uint8
 
 
-def _vector(tensors: dict[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
-    tensor = tensors.pop(name, None)
+def _part(tensors: dict[str, Tensor], name: str, part: str) -> Tensor:
+    tensor, dtype = tensors.pop(f"{name}_{part}", None), torch.float16 if part in HALF_PARTS else torch.uint8
     if tensor is None or tensor.dtype != dtype or tensor.dim() != 1:
-        raise CheckpointError(f"{name}: missing, or not a vector of {dtype}: the file is corrupt.")
+        raise CheckpointError(f"{name}_{part}: missing, or not a vector of {dtype}: the file is corrupt.")
     return tensor

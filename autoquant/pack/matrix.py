@@ -1,8 +1,8 @@
-"""One matrix as bytes: codes row by row at each row's own width, scales, and the layout that says which row is which."""
+"""One matrix as bytes: codes row by row at each row's own width, scales or codebooks, and the layout: which row is which."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from autoquant.core.cost import LAYOUT_HEAD_BYTES, bucket_bits
 from autoquant.core.errors import CheckpointError
 from autoquant.core.space import SUPPORTED_WIDTHS
-from autoquant.core.storage import PLAIN, Storage
+from autoquant.core.storage import PLAIN, Storage, position_bytes
 from autoquant.core.subgroup import Partition, even_sizes
 from autoquant.pack.bits import pack_rows, unpack_rows
-from autoquant.quantizers.base import Quantizer
+from autoquant.quantizers import CodebookQuantizer, Quantizer, UniformQuantizer
 
 # No model of this family comes near these; a file that claims more is refused before anything is allocated. Pruned rows take
 # no bytes of a file, so its size alone is no bound.
@@ -119,6 +119,25 @@ class Layout:
         scales[self.has_scale] = stored.float().view(-1, *shape)
         return scales if self.scale == "row" else scales[self.group_of_row]
 
+    def codebooks(self, stored: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Stored codebooks [m] -> those of a width, [k, numbers] float32, and which of them is every row's, [rows] int64.
+
+        What the second says of rows of other widths means nothing.
+        """
+        bits = self.row_bits if self.scale == "row" else self.head[LAYOUT_HEAD_BYTES:]
+        chosen = (bits == width) & self.has_scale
+        numbers = stored[torch.repeat_interleave(chosen, self.numbers)].float()
+        place = torch.cumsum(chosen, 0) - 1
+        row_place = place if self.scale == "row" else place[self.group_of_row]
+        return numbers.view(-1, self.storage.numbers(width)), row_place
+
+    @cached_property
+    def outliers(self) -> int:
+        """How many weights are stored as they are."""
+        counts = torch.bincount(self.group_of_row, minlength=len(self.bits)).tolist()
+        pairs = zip(counts, self.bits, strict=True)
+        return sum(self.storage.outliers(count * self.columns) for count, bits in pairs if bits)
+
     def rows_of(self, width: int) -> Tensor:
         """Which rows have a width, [rows] bool."""
         return self.row_bits == width
@@ -165,12 +184,15 @@ def check_sizes(layouts: Mapping[str, Layout]) -> None:
 class PackedMatrix:
     """A matrix as it is stored: `codes` [n] uint8 and `scales` [m] float16, row after row, pruned rows absent.
 
-    The scales of an asymmetric quantizer are [2 m], each followed by its midpoint.
+    The scales of an asymmetric quantizer are [2 m], each followed by its midpoint; a codebook quantizer has its codebooks in
+    their place. `outliers` [o] float16 and `positions` [o p] uint8 (see core/cost.py): None for quantizers without outliers.
     """
 
     codes: Tensor
     scales: Tensor
     layout: Layout
+    outliers: Tensor | None = None
+    positions: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -188,20 +210,56 @@ class PackedMatrix:
     def parts(self) -> dict[str, Tensor]:
         """What the file stores, by the end of its name."""
         parts = {"codes": self.codes, "scales": self.scales, "layout": self.layout.head}
-        return parts if self.layout.buckets is None else {**parts, "buckets": self.layout.buckets}
+        others = {"buckets": self.layout.buckets, "outliers": self.outliers, "positions": self.positions}
+        return parts | {part: tensor for part, tensor in others.items() if tensor is not None}
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Row x columns + column of every outlier, ascending, [o] int64."""
+        size = position_bytes(self.rows * self.columns)
+        if self.positions is None or size == 0:
+            return torch.zeros(0, dtype=torch.int64, device=self.codes.device)
+        digits = self.positions.long().view(-1, size)
+        return (digits << (8 * torch.arange(size, device=digits.device))).sum(1)
 
     def dequantise(self, quantizer: Quantizer, rows: Tensor | None = None) -> Tensor:
         """The weights of `rows` ([n] int64, None = all), [n, columns] float32; pruned rows are zeros."""
         layout, device = self.layout, self.codes.device
         rows = torch.arange(self.rows, device=device) if rows is None else rows
         bits, starts = layout.row_bits[rows], layout.row_starts[rows]
-        scales = layout.row_scales(self.scales)[rows]
+        decode = self._codebook_decoder(quantizer) if isinstance(quantizer, CodebookQuantizer) else self._decoder(quantizer)
         weight = torch.zeros(len(rows), self.columns, dtype=torch.float32, device=device)
         for width in layout.widths:
             at = (bits == width).nonzero()[:, 0]
             codes = self.codes[starts[at, None] + torch.arange(layout.storage.row_bytes(self.columns, width), device=device)]
-            weight[at] = quantizer.decode(unpack_rows(codes, self.columns, width), scales[at], width)
+            codes = unpack_rows(codes, layout.storage.codes(self.columns, width), layout.storage.code_bits(width))
+            weight[at] = decode(codes, rows[at], width)
+        if self.outliers is not None:
+            self._put_outliers(weight, rows)
         return weight
+
+    def _decoder(self, quantizer: UniformQuantizer) -> Callable[[Tensor, Tensor, int], Tensor]:
+        """Codes of rows, the rows' numbers [n] and their width -> values."""
+        scales = self.layout.row_scales(self.scales)
+        return lambda codes, rows, width: quantizer.decode(codes, scales[rows], width)
+
+    def _codebook_decoder(self, quantizer: CodebookQuantizer) -> Callable[[Tensor, Tensor, int], Tensor]:
+        """The same for a codebook quantizer."""
+
+        def decode(codes: Tensor, rows: Tensor, width: int) -> Tensor:
+            codebooks, place = self.layout.codebooks(self.scales, width)
+            return quantizer.decode(codes, codebooks, place[rows], width, self.columns)
+
+        return decode
+
+    def _put_outliers(self, weight: Tensor, rows: Tensor) -> None:
+        """Put the outliers of `rows` [n] into their weights [n, columns]."""
+        assert self.outliers is not None
+        first, last = (torch.searchsorted(self.places, (rows + end) * self.columns) for end in (0, 1))
+        counts = last - first
+        at = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
+        which = torch.arange(len(at), device=rows.device) + (first - (torch.cumsum(counts, 0) - counts))[at]
+        weight[at, self.places[which] % self.columns] = self.outliers[which].float()
 
     def check(self, name: str, quantizer: Quantizer) -> None:
         """Raise CheckpointError unless codes and scales have the lengths and values that the layout implies."""
@@ -216,40 +274,30 @@ class PackedMatrix:
                 f"{name}: {found[0]} bytes of codes and {found[1]} scales, but its layout implies {implied[0]} and "
                 f"{implied[1]}: the file is corrupt."
             )
-        if not _sound(self.scales.view(-1, quantizer.storage.scales)):
+        if isinstance(quantizer, CodebookQuantizer):
+            self._check_codebooks(name)
+        elif not sound(self.scales.view(-1, quantizer.storage.scales)):
             raise CheckpointError(f"{name}: a scale is not a positive number: the file is corrupt.")
 
-
-def quantise(
-    weight: Tensor, scales: Tensor, partition: Partition, bits: tuple[int, ...], scale: str, quantizer: Quantizer
-) -> PackedMatrix:
-    """Encode a matrix, [rows, columns], with the `bits` of its sub-groups.
-
-    `scales` [rows] or, where `scale` is `subgroup`, [groups]: positive and exact in float16, ignored where pruned; for an
-    asymmetric quantizer [rows, 2] or [groups, 2], scale and midpoint.
-    Raises CheckpointError when a shape or a scale does not fit.
-    """
-    name = partition.matrix.name
-    layout = Layout.of(partition, bits, scale, quantizer.storage)
-    weight, scales = weight.detach().float().cpu(), scales.detach().float().cpu()
-    shapes = [*weight.shape], [*scales.shape]
-    wanted = [layout.rows, layout.columns], [*layout.has_scale.shape, *((2,) if quantizer.asymmetric else ())]
-    if shapes != wanted:
-        raise CheckpointError(f"{name}: shape {shapes[0]} with {shapes[1]} scales, expected {wanted[0]} with {wanted[1]}.")
-    stored = scales[layout.has_scale].half()
-    if not _sound(stored.view(-1, quantizer.storage.scales)) or not torch.equal(stored.float(), scales[layout.has_scale]):
-        raise CheckpointError(f"{name}: a scale is not a positive float16: round scales to float16 before the last training.")
-    if not bool(weight.isfinite().all()):
-        raise CheckpointError(f"{name}: a weight is not finite.")
-    codes = torch.empty(layout.code_bytes, dtype=torch.uint8)
-    stored = stored.flatten()
-    row_scales = layout.row_scales(stored)
-    for width in layout.widths:
-        rows = layout.rows_of(width)
-        codes[layout.bytes_of(width)] = pack_rows(quantizer.encode(weight[rows], row_scales[rows], width), width).flatten()
-    return PackedMatrix(codes, stored, layout)
+    def _check_codebooks(self, name: str) -> None:
+        """Raise CheckpointError unless all numbers are finite and the outliers as many, and where, the layout has them."""
+        outliers = self.scales[:0] if self.outliers is None else self.outliers
+        positions = self.codes[:0] if self.positions is None else self.positions
+        if not (bool(self.scales.isfinite().all()) and bool(outliers.isfinite().all())):
+            raise CheckpointError(f"{name}: a centroid or an outlier is not finite: the file is corrupt.")
+        size = position_bytes(self.rows * self.columns)
+        if (len(outliers), len(positions)) != (self.layout.outliers, self.layout.outliers * size):
+            raise CheckpointError(
+                f"{name}: {len(outliers)} outliers with {len(positions)} bytes of positions, but its layout implies "
+                f"{self.layout.outliers}: the file is corrupt."
+            )
+        if not len(outliers):
+            return
+        ascending = bool((self.places.diff() > 0).all()) and int(self.places[-1]) < self.rows * self.columns
+        if not ascending or not bool(self.layout.row_bits[self.places // self.columns].all()):
+            raise CheckpointError(f"{name}: its outliers are in no order, or where no weight is: the file is corrupt.")
 
 
-def _sound(scales: Tensor) -> bool:
+def sound(scales: Tensor) -> bool:
     """Whether all scales ([m, 1 or 2], the first column) are positive, and everything is finite."""
     return bool((scales[:, 0] > 0).all()) and bool(scales.isfinite().all())

@@ -34,12 +34,15 @@ class Packed(nn.Module):
     weight_scales: Tensor
     weight_layout: Tensor
     weight_buckets: Tensor | None
+    weight_outliers: Tensor | None
+    weight_positions: Tensor | None
     unpacked: Tensor
 
     def __init__(self, matrix: PackedMatrix, quantizer: Quantizer, memory: str = "unpacked", dtype: torch.dtype = torch.float32):
         super().__init__()
         self.quantizer, self.scale, self.memory = quantizer, matrix.layout.scale, memory
-        self.register_buffer("weight_buckets", None)
+        for part in ("buckets", "outliers", "positions"):
+            self.register_buffer(f"weight_{part}", None)
         for part, tensor in matrix.parts().items():
             self.register_buffer(f"weight_{part}", tensor)
         self.register_buffer("unpacked", torch.empty(0, dtype=dtype), persistent=False)  # empty: not yet
@@ -58,7 +61,8 @@ class Packed(nn.Module):
         """The weights of `rows` ([n] int64, None = all), [n, columns]."""
         if self._matrix is None or self._matrix.codes is not self.weight_codes:  # first use, or on another device since
             layout = Layout(self.weight_layout, self.weight_buckets, self.scale, self.quantizer.storage)
-            self._matrix = PackedMatrix(self.weight_codes, self.weight_scales, layout)
+            rest = self.weight_outliers, self.weight_positions
+            self._matrix = PackedMatrix(self.weight_codes, self.weight_scales, layout, *rest)
         return self._matrix.dequantise(self.quantizer, rows).to(self.unpacked.dtype)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Packed:

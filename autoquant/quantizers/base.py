@@ -1,4 +1,4 @@
-"""The protocol of a uniform quantizer: a grid per bit-width, a scale per row, perhaps a midpoint."""
+"""What is a quantizer? Uniform, with a grid per bit-width and a scale per row, or one with a codebook per sub-group."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from autoquant.core.storage import Storage
+from autoquant.quantizers.codebook import CodebookQuantizer
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Grid:
     """Whether threshold and scale follow from the weights (TWN) instead of being searched and learned."""
 
 
-class Quantizer(Protocol):
+class UniformQuantizer(Protocol):
     """Uniform quantisation of weight rows, one positive scale per row.
 
     `scale` is [rows] everywhere, or [rows, 2] for an asymmetric quantizer: scale, and midpoint of the range.
@@ -66,3 +67,6 @@ class Quantizer(Protocol):
     def decode(self, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
         """Values of codes: `decode(encode(w, s, b), s, b)` equals `fake_quantize(w, s, b)` exactly."""
         ...
+
+
+Quantizer = UniformQuantizer | CodebookQuantizer

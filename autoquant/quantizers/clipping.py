@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoquant.quantizers.base import Quantizer
+from autoquant.quantizers.base import UniformQuantizer
 
 # Step of the best uniform quantiser of a unit Gaussian (Max 1960), in standard deviations.
 GAUSSIAN_STEP = {1: 1.596, 2: 0.996, 3: 0.586, 4: 0.335}
@@ -23,7 +23,7 @@ def candidates(weight: Tensor, bits: int, points: int) -> Tensor:
     return ratios[:, None] * (rms * GAUSSIAN_STEP[bits])
 
 
-def search_scale(quantizer: Quantizer, weight: Tensor, bits: int, moment: Tensor | None = None, points: int = 9) -> Tensor:
+def search_scale(quantizer: UniformQuantizer, weight: Tensor, bits: int, moment: Tensor | None = None, points: int = 9) -> Tensor:
     """The best scale of every row, [rows] float32, representable as float16.
 
     weight [rows, columns]; `moment` [columns, columns] is the mean of x x^T over the layer's inputs, so that the error

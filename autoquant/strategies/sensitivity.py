@@ -22,7 +22,7 @@ from autoquant.core.cost import ChoiceTable
 from autoquant.core.progress import Progress
 from autoquant.core.structure import Unit
 from autoquant.core.subgroup import Partition
-from autoquant.quantizers import Quantizer
+from autoquant.quantizers import CodebookQuantizer, Quantizer
 from autoquant.training.batches import Encoded
 
 EMBEDDING_PRIOR_OCCURRENCES = 4.0  # how many average occurrences a token's own gradient is blended with
@@ -33,8 +33,11 @@ def quantisation_errors(
 ) -> Tensor:
     """W - Q_k(W) for every width of the table, [K, rows, columns]; zero bits give W itself.
 
-    scales [rows, non-zero widths] or, with the sub-group of every row in `group` [rows], [groups, non-zero widths].
+    scales [rows, non-zero widths] or, with the sub-group of every row in `group` [rows], [groups, non-zero widths]; of a
+    codebook quantizer codebooks, [groups, numbers of all widths].
     """
+    if isinstance(quantizer, CodebookQuantizer):
+        return _codebook_errors(weight, scales, widths, quantizer, group)
     if group is not None and len(scales) != len(weight):
         scales = scales[group]
     errors = []
@@ -46,6 +49,16 @@ def quantisation_errors(
         errors.append(weight - quantizer.fake_quantize(weight, scales[:, column], width))
         column += 1
     return torch.stack(errors)
+
+
+def _codebook_errors(
+    weight: Tensor, codebooks: Tensor, widths: tuple[int, ...], quantizer: CodebookQuantizer, group: Tensor | None
+) -> Tensor:
+    group = torch.zeros(len(weight), dtype=torch.int64, device=weight.device) if group is None else group
+    above = [width for width in widths if width]
+    split = zip(above, quantizer.split(codebooks, above), strict=True)
+    errors = [weight - quantizer.fake_quantize(weight, codebook, group, width) for width, codebook in split]
+    return torch.stack([weight, *errors] if 0 in widths else errors)
 
 
 def sampled_loss(logits: Tensor) -> Tensor:
@@ -151,9 +164,7 @@ class _Recorder:
 
         return hook
 
-    def _unit_hook(
-        self, units: Mapping[int, Unit], constant: Tensor
-    ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def _unit_hook(self, units: Mapping[int, Unit], constant: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         """Adds up g^2 dY^2 of removing units: each of their inputs becomes its constant."""
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -17,14 +17,15 @@ from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ChoiceTable
 from autoquant.core.structure import Unit
 from autoquant.core.subgroup import Matrix
-from autoquant.quantizers import MinMax, Quantizer
+from autoquant.quantizers import CodebookQuantizer, MinMax, Quantizer
 from autoquant.quantizers.activation import StaticRange, fake_quantize_dynamic, fake_quantize_static
+from autoquant.supernet.coded import CodedWeight
 from autoquant.supernet.layers import AnyMixedWeight, MixedPrecisionEmbedding, MixedPrecisionLinear, MixedWeight
 from autoquant.supernet.ranged import RangedWeight
 from autoquant.supernet.relaxation import gumbel_gate, gumbel_softmax
 
 RANGE_NAME = "input_range"  # step and offset of a learned range, beside the weight in the packed file
-QUANTISER_PARAMETERS = (".mixed.log_scale", ".static.log_step", ".static.offset")
+QUANTISER_PARAMETERS = (".mixed.log_scale", ".mixed.codebooks", ".static.log_step", ".static.offset")
 START_LOGIT = 2.0  # of a gate without a prior: kept, but not for certain
 
 
@@ -45,7 +46,7 @@ class Supernet(nn.Module):
     is one more choice of the softmax, as in AQ-BERT, and `gate_logits` are its logits. Where the table has units that can be
     removed as a whole, `unit_logits` [U] decide that: a unit's gate acts on its value or first FFN rows, which leaves of it the
     constant that removal folds away, and on the bytes of all its rows and columns.
-    `scales` maps matrix name -> initial scale [rows or groups, K]; `ranges` matrix name -> mean and minimum of the layer's
+    `scales` maps matrix name -> what `initial_scales` found; `ranges` matrix name -> mean and minimum of the layer's
     input where activations get a learned static range instead of a dynamic one.
     """
 
@@ -115,6 +116,8 @@ class Supernet(nn.Module):
         source: Any = self.model.get_submodule(path)
         if isinstance(self.quantizer, MinMax):
             mixed: AnyMixedWeight = RangedWeight(source.weight, partition, self.widths, self.quantizer, per_row)
+        elif isinstance(self.quantizer, CodebookQuantizer):
+            mixed = CodedWeight(source.weight, scales[name], partition, self.widths, self.quantizer)
         else:
             mixed = MixedWeight(source.weight, scales[name].log(), partition, self.widths, self.quantizer, per_row)
         if isinstance(source, nn.Embedding):
@@ -348,6 +351,8 @@ def _unit_of_row(matrix: Matrix, units: Sequence[Unit]) -> Tensor | None:
 def quantised_values(weight: Tensor, scale: Tensor, bits: Tensor, mixed: AnyMixedWeight) -> Tensor:
     """Values of a matrix under bits per sub-group ([groups]; 0 = zeros), [rows, columns]."""
     group = mixed.group_of_row.cpu()
+    if isinstance(mixed, CodedWeight):
+        return weight * (bits > 0)[group, None]
     row_scale = scale if mixed.per_row else scale[group]
     row_bits, result = bits[group], torch.zeros_like(weight)
     for width in sorted({int(b) for b in bits} - {0}):

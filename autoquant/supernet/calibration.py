@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from autoquant.core.cost import ChoiceTable
 from autoquant.core.structure import Unit, kept_rows
 from autoquant.core.subgroup import Partition
-from autoquant.quantizers import MinMax, Quantizer
+from autoquant.quantizers import CodebookQuantizer, MinMax, Quantizer
 from autoquant.training.batches import Encoded
 
 
@@ -73,7 +73,8 @@ def initial_scales(
     """A scale per row (or sub-group) and non-zero width of the table: matrix name -> [rows or groups, K] float32.
 
     Every scale is one that float16 holds; that of a sub-group is the mean over its rows. An asymmetric
-    quantizer's, [rows or groups, K, 2], is the range of the row or sub-group.
+    quantizer's, [rows or groups, K, 2], is the range of the row or sub-group. A codebook quantizer has codebooks instead,
+    [groups, numbers of all widths], of the widths that the sub-groups may have.
     """
     widths = [w for w in table.widths if w]
     result = {}
@@ -84,6 +85,10 @@ def initial_scales(
         group = torch.from_numpy(partition.group_of_row).to(weight.device) if grouped else None
         if isinstance(quantizer, MinMax):
             result[name] = quantizer.measure(weight, widths, group).cpu()
+            continue
+        if isinstance(quantizer, CodebookQuantizer):
+            every = torch.from_numpy(partition.group_of_row).to(weight.device)
+            result[name] = quantizer.measure(weight, widths, every, partition.widths).cpu()
             continue
         moment = moments.get(name)
         if moment is not None:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autoquant.core.subgroup import Partition
-from autoquant.quantizers import Quantizer
+from autoquant.quantizers import UniformQuantizer
 from autoquant.quantizers.activation import StaticRange, fake_quantize_dynamic
 from autoquant.quantizers.ternary import ternarise, ternary_parameters
+from autoquant.supernet.coded import CodedWeight
 from autoquant.supernet.mixing import mix
 from autoquant.supernet.ranged import RangedWeight
 
@@ -35,7 +36,7 @@ class MixedWeight(nn.Module):
         log_scale: Tensor,
         partition: Partition,
         widths: tuple[int, ...],
-        quantizer: Quantizer,
+        quantizer: UniformQuantizer,
         per_row: bool,
     ) -> None:
         super().__init__()
@@ -154,7 +155,7 @@ def _scale_gradient(value: Tensor, factor: Tensor) -> Tensor:
     return scaled
 
 
-AnyMixedWeight = MixedWeight | RangedWeight
+AnyMixedWeight = MixedWeight | RangedWeight | CodedWeight
 
 
 class MixedPrecisionLinear(nn.Module):

@@ -1,8 +1,9 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from autoquant.core.allocation import BitAllocation
@@ -18,12 +19,13 @@ from autoquant.core.cost import (
 )
 from autoquant.core.errors import BudgetError
 from autoquant.core.space import SUPPORTED_WIDTHS
-from autoquant.core.storage import code_bytes
+from autoquant.core.storage import PLAIN, Storage, code_bytes
 from autoquant.core.subgroup import Matrix, Partition, even_sizes, frequency_buckets
 
 BUCKETS = np.array([1, 0, 2, 1, 0], dtype=np.uint8)
 WORDS = Partition(Matrix("words", 5, 10, "word_embedding"), (1, 8), (2, 2, 1), BUCKETS)
 QUERY = Partition(Matrix("query", 7, 10, "query", 0), (0, 2, 3), (4, 3))
+STORAGES = [PLAIN, Storage(scales=2), Storage(codebook=True, outlier_every=1000), Storage(codebook=True, vectors=True)]
 REST = {"bias": (7,), "norm": (2, 3)}
 ALLOCATION = BitAllocation({"words": (8, 1, 1), "query": (3, 0)})
 
@@ -78,6 +80,20 @@ def test_choices_and_layouts_by_hand() -> None:
     assert rows.layout_bytes(WORDS) == 8 + 3 + 2
 
 
+def test_codebooks_and_outliers_by_hand() -> None:
+    numbers = replace(model("subgroup"), storage=Storage(codebook=True, outlier_every=10))
+    # 4 and 3 rows of 10 columns at 2 bits: 3 bytes a row, 4 centroids, 4 and 3 outliers of 2 bytes with a byte of position
+    assert numbers.choice_bytes(QUERY, 2).tolist() == [4 * 3 + 4 * 2 + 4 * 3, 3 * 3 + 4 * 2 + 3 * 3]
+    assert numbers.choice_bytes(QUERY, 0).tolist() == [0, 0]
+    counted = {entry.name: entry.bytes for entry in numbers.entries(ALLOCATION)}
+    assert (counted["query_outliers"], counted["query_positions"], counted["query_scales"]) == (4 * 2, 4, 8 * 2)
+    vectors = replace(model("subgroup"), storage=Storage(codebook=True, vectors=True))
+    # three blocks of four a row, the last not full, a byte each, and 256 centroids of four numbers
+    assert vectors.choice_bytes(QUERY, 2).tolist() == [4 * 3 + 2048, 3 * 3 + 2048]
+    # narrower is larger here, and the header has room for the largest
+    assert vectors.choice_bytes(QUERY, 3).tolist() == [4 * 4 + 256, 3 * 4 + 256]
+
+
 def test_breakdown_by_hand() -> None:
     parts = model().breakdown(ALLOCATION)
     # words: 2 rows x 10 bytes + 3 rows x 2 bytes, 5 scales; query: 4 rows x 4 bytes, 4 scales
@@ -117,7 +133,8 @@ def byte_models(draw: st.DrawFn) -> ByteModel:
             partitions.append(Partition(matrix, SUPPORTED_WIDTHS, sizes, buckets))
         else:
             partitions.append(Partition(matrix, SUPPORTED_WIDTHS, even_sizes(rows, groups)))
-    return ByteModel(tuple(partitions), REST, draw(st.sampled_from(["row", "subgroup"])), '{"sha256":""}')
+    scale, storage = draw(st.sampled_from(["row", "subgroup"])), draw(st.sampled_from(STORAGES))
+    return ByteModel(tuple(partitions), REST, scale, '{"sha256":""}', storage=storage)
 
 
 @given(model=byte_models(), seed=st.integers(0, 2**31))
@@ -137,7 +154,8 @@ def test_table_entries_and_breakdown_agree_for_every_allocation(model: ByteModel
 
 
 @given(model=byte_models())
-def test_wider_never_weighs_less(model: ByteModel) -> None:
+def test_wider_never_weighs_less_but_for_codebooks_of_vectors(model: ByteModel) -> None:
+    assume(not model.storage.vectors)
     assert (np.diff(choice_table(model).bytes, axis=1) >= 0).all()
 
 

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from autoquant.core.allocation import BitAllocation
-from autoquant.core.cost import ByteModel
 from autoquant.core.errors import CheckpointError
-from autoquant.core.space import SUPPORTED_WIDTHS
 from autoquant.core.subgroup import Matrix, Partition, even_sizes, frequency_buckets
 from autoquant.pack.checkpoint import metadata_text, read_packed, write_packed
+from autoquant.quantizers import QUANTIZERS, CodebookQuantizer
 from packed import MIDRISE, Case, signed, small_case
 
 ONE_FILE = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -24,20 +23,22 @@ ONE_FILE = settings(deadline=None, suppress_health_check=[HealthCheck.function_s
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Ragged matrices, runs and buckets, a scale per row or sub-group, settings that need escapes in JSON."""
-    partitions = []
+    """Ragged matrices, runs and buckets, a scale per row or sub-group, settings that need escapes in JSON; every quantizer."""
+    name = draw(st.sampled_from(sorted(QUANTIZERS)))
+    quantizer, partitions = QUANTIZERS[name], []
+    widths, columns = (0, *quantizer.widths), 300 if quantizer.storage.outlier_every else 21
     for index in range(draw(st.integers(1, 3))):
         rows, groups = draw(st.integers(1, 40)), draw(st.integers(1, 12))
-        matrix = Matrix(f"matrix.{index}", rows, draw(st.integers(1, 21)), "query", 0)
+        matrix = Matrix(f"matrix.{index}", rows, draw(st.integers(1, columns)), "query", 0)
         if draw(st.booleans()):
             buckets, sizes = frequency_buckets(np.arange(rows)[::-1] % 9, groups)
-            partitions.append(Partition(matrix, SUPPORTED_WIDTHS, sizes, buckets))
+            partitions.append(Partition(matrix, widths, sizes, buckets))
         else:
-            partitions.append(Partition(matrix, SUPPORTED_WIDTHS, even_sizes(rows, groups)))
+            partitions.append(Partition(matrix, widths, even_sizes(rows, groups)))
     rest = {f"bias.{i}": (size,) for i, size in enumerate(draw(st.lists(st.integers(1, 9), max_size=3)))}
-    scale, note = draw(st.sampled_from(["row", "subgroup"])), draw(st.text(max_size=5))
-    case = Case(ByteModel(tuple(partitions), rest, scale, ""), note, draw(st.integers(0, 2**31)))
-    return replace(case, model=replace(case.model, metadata=metadata_text(case.options)))
+    scales = ["subgroup"] if isinstance(quantizer, CodebookQuantizer) else ["row", "subgroup"]
+    scale, note = draw(st.sampled_from(scales)), draw(st.text(max_size=5))
+    return Case.of(tuple(partitions), rest, scale, note, draw(st.integers(0, 2**31)), name)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def small_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return small_case().write(tmp_path_factory.mktemp("packed") / "model.safetensors").read_bytes()
 
 
-@settings(ONE_FILE, max_examples=60)
+@settings(ONE_FILE, max_examples=100)
 @given(case=cases())
 def test_file_has_the_predicted_size_and_decodes_to_the_simulated_weights(case: Case, tmp_path: Path) -> None:
     path = case.write(tmp_path / "model.safetensors")
@@ -60,6 +61,25 @@ def test_file_has_the_predicted_size_and_decodes_to_the_simulated_weights(case: 
     assert set(packed.rest) == set(case.model.rest)
     assert all(torch.equal(tensor, case.state[name].half()) for name, tensor in packed.rest.items())
     assert packed.settings == {**case.options, "format": "autoquant", "version": 1}
+
+
+@pytest.mark.parametrize("name", sorted(QUANTIZERS))
+def test_every_quantizer_declares_its_bytes_and_comes_back_exactly(name: str, tmp_path: Path) -> None:
+    case = small_case(name)
+    case = Case.of(
+        tuple(replace(p, widths=case.quantizer.widths) for p in case.model.partitions),
+        {"bias": (6,)},
+        case.model.scale,
+        "",
+        5,
+        name,
+    )
+    path = case.write(tmp_path / "model.safetensors")
+    assert path.stat().st_size == case.model.exact_bytes(case.allocation)
+    packed = read_packed(path)
+    for partition in case.model.partitions:
+        assert torch.equal(packed.matrices[partition.matrix.name].dequantise(packed.quantizer), case.simulated(partition))
+    assert packed.to_bytes() == path.read_bytes()
 
 
 def test_real_model_fills_its_prediction(make_material: Callable[..., Any], tmp_path: Path) -> None:
@@ -121,7 +141,7 @@ def test_signing_reproduces_the_writers_checksum(small_file: bytes) -> None:
     ("old", "new", "message"),
     [
         (b'\\"version\\":1', b'\\"version\\":7', "version 7 of the format, this autoquant reads 1"),
-        (b"midrise", b"mystery", "unknown quantizer 'mystery'; known are lsq, midrise"),
+        (b"midrise", b"mystery", "unknown quantizer 'mystery'; known are gobo, lsq, midrise"),
         (b'\\"scale\\":\\"row\\"', b'\\"scale\\":\\"raw\\"', "scale is not row or subgroup"),
         (b'\\"autoquant\\"', b'\\"autoquack\\"', "do not name the format"),
         (b'"autoquant":', b'"autoquack":', "no packed file of autoquant"),

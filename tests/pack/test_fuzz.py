@@ -25,7 +25,7 @@ from autoquant.pack.matrix import MOST_ROWS
 from autoquant.pack.model import load_packed
 from packed import decoded, save, signed, small_case
 
-MANY = settings(deadline=20_000, max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(deadline=20_000, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SOME = settings(MANY, max_examples=40)
 JSON = st.recursive(
     st.none()
@@ -39,10 +39,10 @@ JSON = st.recursive(
 )
 
 
-@pytest.fixture(scope="module")
-def small_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+@pytest.fixture(scope="module", params=["midrise", "gobo", "pq"])
+def small_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The bytes of a valid file of one matrix with runs, one with buckets, and a bias."""
-    return small_case().write(tmp_path_factory.mktemp("packed") / "model.safetensors").read_bytes()
+    return small_case(request.param).write(tmp_path_factory.mktemp("packed") / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def refused_or_decoded(path: Path, raw: bytes) -> None:
     assert packed.to_bytes() == raw
 
 
-@settings(MANY, max_examples=2000)
+@settings(MANY, max_examples=700)
 @given(damage=damages())
 def test_any_damage_is_noticed(damage: Callable[[bytes], bytes], small_file: bytes, tmp_path: Path) -> None:
     damaged = damage(small_file)

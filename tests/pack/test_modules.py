@@ -14,9 +14,10 @@ from transformers import BertForSequenceClassification
 from autoquant.core.errors import ModelError
 from autoquant.core.subgroup import Matrix, Partition, even_sizes, frequency_buckets
 from autoquant.pack.checkpoint import read_packed
-from autoquant.pack.matrix import PackedMatrix, quantise
+from autoquant.pack.matrix import PackedMatrix
 from autoquant.pack.model import load_packed
 from autoquant.pack.modules import MEMORY, PackedEmbedding, PackedLinear
+from autoquant.pack.quantise import quantise
 from autoquant.quantizers.activation import fake_quantize_static
 from packed import MIDRISE, save
 

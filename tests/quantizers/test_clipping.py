@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from autoquant.quantizers import QUANTIZERS, Quantizer
+from autoquant.quantizers import QUANTIZERS, UniformQuantizer
 from autoquant.quantizers.clipping import GAUSSIAN_STEP, SMALLEST_SCALE, search_scale
 
-SYMMETRIC = {name: quantizer for name, quantizer in QUANTIZERS.items() if not quantizer.asymmetric}
+SYMMETRIC = {name: QUANTIZERS[name] for name in ("midrise", "lsq")}  # those whose scale is searched, or could be
 every_quantizer = pytest.mark.parametrize("quantizer", SYMMETRIC.values(), ids=SYMMETRIC)
 every_width = pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 
@@ -18,14 +18,16 @@ def heavy_tailed(rows: int = 16, columns: int = 96) -> tuple[torch.Tensor, torch
     return weight * 0.05, torch.randn(2000, columns, generator=generator) @ mixing
 
 
-def output_error(quantizer: Quantizer, weight: torch.Tensor, scale: torch.Tensor, bits: int, x: torch.Tensor) -> torch.Tensor:
+def output_error(
+    quantizer: UniformQuantizer, weight: torch.Tensor, scale: torch.Tensor, bits: int, x: torch.Tensor
+) -> torch.Tensor:
     """Mean squared error of every output, [rows]."""
     return (x @ (quantizer.fake_quantize(weight, scale, bits) - weight).T).square().mean(dim=0)
 
 
 @every_quantizer
 @every_width
-def test_beats_scaling_to_the_largest_weight(quantizer: Quantizer, bits: int) -> None:
+def test_beats_scaling_to_the_largest_weight(quantizer: UniformQuantizer, bits: int) -> None:
     weight, x = heavy_tailed()
     naive = (weight.abs().amax(dim=1) / quantizer.grid(bits).limit).half().float()
     found = search_scale(quantizer, weight, bits, x.T @ x / len(x))
@@ -35,7 +37,7 @@ def test_beats_scaling_to_the_largest_weight(quantizer: Quantizer, bits: int) ->
 
 @every_quantizer
 @pytest.mark.parametrize("bits", [1, 2, 3])
-def test_the_inputs_moment_helps_the_output(quantizer: Quantizer, bits: int) -> None:
+def test_the_inputs_moment_helps_the_output(quantizer: UniformQuantizer, bits: int) -> None:
     weight, x = heavy_tailed()
     blind = output_error(quantizer, weight, search_scale(quantizer, weight, bits), bits, x)
     seeing = output_error(quantizer, weight, search_scale(quantizer, weight, bits, x.T @ x / len(x)), bits, x)
@@ -45,7 +47,7 @@ def test_the_inputs_moment_helps_the_output(quantizer: Quantizer, bits: int) -> 
 
 @every_quantizer
 @every_width
-def test_scales_are_positive_float16(quantizer: Quantizer, bits: int) -> None:
+def test_scales_are_positive_float16(quantizer: UniformQuantizer, bits: int) -> None:
     weight = torch.cat([heavy_tailed()[0], torch.zeros(1, 96), torch.full((1, 96), 1e-9)])
     scale = search_scale(quantizer, weight, bits)
     assert scale.shape == (18,)

@@ -1,4 +1,4 @@
-"""What every quantizer promises, whatever its scheme."""
+"""What every quantizer promises, whatever its scheme. (That files hold it to the byte: tests/pack/test_checkpoint.py.)"""
 
 import pytest
 import torch
@@ -7,15 +7,19 @@ from hypothesis import strategies as st
 
 from autoquant.core.space import SUPPORTED_WIDTHS
 from autoquant.core.storage import Storage
-from autoquant.quantizers import QUANTIZERS, Quantizer
+from autoquant.quantizers import QUANTIZERS, CodebookQuantizer, Quantizer, UniformQuantizer
 
-WIDTHS = [bits for bits in SUPPORTED_WIDTHS if bits]
+UNIFORM = {name: quantizer for name, quantizer in QUANTIZERS.items() if not isinstance(quantizer, CodebookQuantizer)}
 every_quantizer = pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
-every_width = pytest.mark.parametrize("bits", WIDTHS)
+every_uniform = pytest.mark.parametrize("quantizer", UNIFORM.values(), ids=UNIFORM)
+every_case = pytest.mark.parametrize(
+    ("quantizer", "bits"),
+    [pytest.param(quantizer, bits, id=f"{name}-{bits}") for name, quantizer in UNIFORM.items() for bits in quantizer.widths],
+)
 matrices = st.tuples(st.integers(1, 6), st.integers(1, 40), st.integers(0, 2**31), st.sampled_from([1e-4, 1.0, 1e3]))
 
 
-def draw(quantizer: Quantizer, shape: tuple[int, int, int, float]) -> tuple[torch.Tensor, torch.Tensor]:
+def draw(quantizer: UniformQuantizer, shape: tuple[int, int, int, float]) -> tuple[torch.Tensor, torch.Tensor]:
     """A weight of some spread, far beyond the grid in places, and scales (and midpoints) that float16 holds."""
     rows, columns, seed, spread = shape
     generator = torch.Generator().manual_seed(seed)
@@ -26,7 +30,7 @@ def draw(quantizer: Quantizer, shape: tuple[int, int, int, float]) -> tuple[torc
     return weight, scale
 
 
-def ones(quantizer: Quantizer) -> torch.Tensor:
+def ones(quantizer: UniformQuantizer) -> torch.Tensor:
     """The scale 1 of one row, around a midpoint of 0."""
     return torch.tensor([[1.0, 0.0]]) if quantizer.asymmetric else torch.ones(1)
 
@@ -37,10 +41,15 @@ def test_table_key_is_the_name(quantizer: Quantizer) -> None:
 
 
 @every_quantizer
-@every_width
+def test_widths_are_those_of_search_spaces(quantizer: Quantizer) -> None:
+    assert set(quantizer.widths) <= set(SUPPORTED_WIDTHS) - {0}
+    assert list(quantizer.widths) == sorted(quantizer.widths)
+
+
+@every_case
 @settings(deadline=None, max_examples=40)
 @given(shape=matrices)
-def test_codes_hold_exactly_what_is_simulated(quantizer: Quantizer, bits: int, shape: tuple[int, int, int, float]) -> None:
+def test_codes_hold_exactly_what_is_simulated(quantizer: UniformQuantizer, bits: int, shape: tuple[int, int, int, float]) -> None:
     weight, scale = draw(quantizer, shape)
     codes = quantizer.encode(weight, scale, bits)
     assert codes.dtype == torch.uint8
@@ -52,21 +61,19 @@ def test_codes_hold_exactly_what_is_simulated(quantizer: Quantizer, bits: int, s
     assert torch.equal(quantizer.decode(codes, scale.half().float(), bits), values)
 
 
-@every_quantizer
-@every_width
+@every_case
 @settings(deadline=None, max_examples=40)
 @given(shape=matrices)
-def test_quantising_twice_changes_nothing(quantizer: Quantizer, bits: int, shape: tuple[int, int, int, float]) -> None:
+def test_quantising_twice_changes_nothing(quantizer: UniformQuantizer, bits: int, shape: tuple[int, int, int, float]) -> None:
     weight, scale = draw(quantizer, shape)
     once = quantizer.fake_quantize(weight, scale, bits)
     assert torch.equal(quantizer.fake_quantize(once, scale, bits), once)
 
 
-@every_quantizer
-@every_width
+@every_case
 @settings(deadline=None, max_examples=40)
 @given(shape=matrices)
-def test_no_representable_value_is_nearer(quantizer: Quantizer, bits: int, shape: tuple[int, int, int, float]) -> None:
+def test_no_representable_value_is_nearer(quantizer: UniformQuantizer, bits: int, shape: tuple[int, int, int, float]) -> None:
     weight, scale = draw(quantizer, shape)
     grid = quantizer.grid(bits)
     levels = torch.arange(-grid.limit, grid.limit + 1)
@@ -79,12 +86,11 @@ def test_no_representable_value_is_nearer(quantizer: Quantizer, bits: int, shape
     assert bool((error <= nearest + 1e-5 * (step + middle.abs())[:, None]).all())
 
 
-@every_quantizer
-@every_width
+@every_case
 @settings(deadline=None, max_examples=40)
 @given(shape=matrices)
 def test_symmetric_int8_codes_are_what_int8_kernels_take(
-    quantizer: Quantizer, bits: int, shape: tuple[int, int, int, float]
+    quantizer: UniformQuantizer, bits: int, shape: tuple[int, int, int, float]
 ) -> None:
     if not quantizer.symmetric_int8:
         return
@@ -95,9 +101,8 @@ def test_symmetric_int8_codes_are_what_int8_kernels_take(
     assert int(integers.abs().max()) <= 127
 
 
-@every_quantizer
-@every_width
-def test_levels_are_symmetric(quantizer: Quantizer, bits: int) -> None:
+@every_case
+def test_levels_are_symmetric(quantizer: UniformQuantizer, bits: int) -> None:
     grid = quantizer.grid(bits)
     codes = torch.arange(int(2 * grid.limit) + 1, dtype=torch.uint8)[None]
     values = quantizer.decode(codes, ones(quantizer), bits)[0]
@@ -105,20 +110,19 @@ def test_levels_are_symmetric(quantizer: Quantizer, bits: int) -> None:
     assert torch.equal(values, torch.arange(-grid.limit, grid.limit + 1))
 
 
-@every_quantizer
-@every_width
-def test_weights_without_bound_saturate(quantizer: Quantizer, bits: int) -> None:
+@every_case
+def test_weights_without_bound_saturate(quantizer: UniformQuantizer, bits: int) -> None:
     weight, limit = torch.tensor([[1e30, -1e30]]), quantizer.grid(bits).limit
     assert quantizer.fake_quantize(weight, ones(quantizer), bits).tolist() == [[limit, -limit]]
 
 
-@every_quantizer
-def test_a_float16_scale_is_stored_and_perhaps_a_midpoint(quantizer: Quantizer) -> None:
+@every_uniform
+def test_a_float16_scale_is_stored_and_perhaps_a_midpoint(quantizer: UniformQuantizer) -> None:
     assert quantizer.storage == Storage(scales=1 + quantizer.asymmetric)
 
 
-@every_quantizer
+@every_uniform
 @pytest.mark.parametrize("bits", [0, 5, 9])
-def test_unknown_widths_are_refused(quantizer: Quantizer, bits: int) -> None:
+def test_unknown_widths_are_refused(quantizer: UniformQuantizer, bits: int) -> None:
     with pytest.raises(ValueError, match=f"not {bits}"):
         quantizer.grid(bits)

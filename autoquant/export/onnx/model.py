@@ -14,6 +14,7 @@ from autoquant.core.errors import ModelError
 from autoquant.export.onnx.weights import Coded, Matrix
 from autoquant.pack.checkpoint import read_packed
 from autoquant.pack.model import FILE_NAME, load_packed
+from autoquant.quantizers import CodebookQuantizer
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,13 @@ def read_folder(folder: Path) -> tuple[Classifier, dict[str, Any]]:
     """
     config = load_packed(folder).config  # reads and compares config.json and model.safetensors
     packed = read_packed(folder / FILE_NAME)
-    if not packed.quantizer.symmetric_int8:
+    quantizer = packed.quantizer
+    if isinstance(quantizer, CodebookQuantizer) or not quantizer.symmetric_int8:
         raise ModelError(
-            f"{folder}: the codes of quantizer '{packed.quantizer.name}' are not symmetric integers within int8 with a scale "
+            f"{folder}: the codes of quantizer '{quantizer.name}' are not symmetric integers within int8 with a scale "
             "per row, which integer products need: search with --quantizer midrise."
         )
-    matrices = {name: Coded.of(matrix, packed.quantizer) for name, matrix in packed.matrices.items()}
+    matrices = {name: Coded.of(matrix, quantizer) for name, matrix in packed.matrices.items()}
     rest = {name: tensor.float().numpy() for name, tensor in packed.rest.items()}
     top = 2 ** packed.settings["activation_bits"] - 1
     return read_classifier(BACKBONES[config.model_type], config, matrices, rest, top), packed.settings

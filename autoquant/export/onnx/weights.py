@@ -11,7 +11,7 @@ import numpy as np
 from autoquant.core.storage import code_bytes
 from autoquant.pack.bits import unpack_rows
 from autoquant.pack.matrix import PackedMatrix
-from autoquant.quantizers.base import Quantizer
+from autoquant.quantizers import UniformQuantizer
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Levels:
     lowest: int
 
     @classmethod
-    def of(cls, quantizer: Quantizer, bits: int) -> Levels:
+    def of(cls, quantizer: UniformQuantizer, bits: int) -> Levels:
         limit = quantizer.grid(bits).limit
         factor = 1 if float(limit).is_integer() else 2
         return cls(factor, -round(limit * factor))
@@ -68,10 +68,10 @@ class Coded:
     codes: np.ndarray
     widths: np.ndarray
     steps: np.ndarray
-    quantizer: Quantizer
+    quantizer: UniformQuantizer
 
     @classmethod
-    def of(cls, matrix: PackedMatrix, quantizer: Quantizer) -> Coded:
+    def of(cls, matrix: PackedMatrix, quantizer: UniformQuantizer) -> Coded:
         """Take a packed matrix apart; `quantizer.symmetric_int8` must hold."""
         layout = matrix.layout
         codes = np.zeros((layout.rows, layout.columns), np.uint8)

@@ -4,7 +4,7 @@ import torch
 
 from autoquant.core.subgroup import Matrix, Partition, even_sizes
 from autoquant.export.onnx.weights import Coded, Dense, Levels, stacked
-from autoquant.pack.matrix import quantise
+from autoquant.pack.quantise import quantise
 from autoquant.quantizers import QUANTIZERS
 
 MIDRISE = QUANTIZERS["midrise"]

@@ -1,0 +1,110 @@
+"""The mixed weight of a codebook quantizer: a codebook per sub-group and width, both it and the weights straight through."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autoquant.core.subgroup import Partition
+from autoquant.quantizers import CodebookQuantizer
+from autoquant.quantizers.codebook import to_half
+
+
+class CodedWeight(nn.Module):
+    """`layers.MixedWeight` with codebooks in place of scales.
+
+    Every forward pass gives each weight its nearest centroid anew; its gradient passes straight through, and a centroid gets the
+    sum of its weights' gradients. Outliers are those of the weights at the start; they stay plain weights. Codebooks are
+    learned in units of their own spread, so that a learning rate means to them what it means to log-scales.
+    """
+
+    group_of_row: Tensor
+    spread: Tensor
+    is_outlier: Tensor
+
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        codebooks: Tensor,
+        partition: Partition,
+        widths: tuple[int, ...],
+        quantizer: CodebookQuantizer,
+    ) -> None:
+        """`codebooks` [groups, numbers of all widths], as `quantizer.measure` has them."""
+        super().__init__()
+        self.weight = weight
+        self.partition, self.quantizer, self.widths, self.per_row = partition, quantizer, widths, False
+        spread = codebooks.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
+        self.codebooks = nn.Parameter(codebooks / spread)
+        self.register_buffer("spread", spread, persistent=False)
+        self.register_buffer("group_of_row", torch.from_numpy(partition.group_of_row), persistent=False)
+        outliers = quantizer.outliers(weight.detach(), self.group_of_row.to(weight.device))
+        self.register_buffer("is_outlier", outliers, persistent=False)
+        self._share: Tensor | None = None
+        self._column: Tensor | None = None
+        self._row_keep: Tensor | None = None
+
+    def use_mixture(self, share: Tensor, row_keep: Tensor | None = None) -> None:
+        """Mix all widths: `share` [groups, K], gates already multiplied in; `row_keep` [rows] those of whole units."""
+        self._share, self._column, self._row_keep = share, None, row_keep
+
+    def use_choice(self, column: Tensor, keep: Tensor, row_keep: Tensor | None = None) -> None:
+        """One width per sub-group: `column` [groups] int64 index into `widths`, `keep` [groups] 1.0, or 0.0 where pruned."""
+        self._share, self._column, self._row_keep = keep[:, None], column, row_keep
+
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        """The quantised weight of all rows, or of the given ones: [rows, columns]."""
+        if self._share is None:
+            raise RuntimeError("use_mixture or use_choice comes before the first forward pass")
+        every = torch.arange(len(self.weight), device=self.weight.device) if rows is None else rows
+        weight = self.weight if rows is None else functional.embedding(rows, self.weight)
+        share, group = self._share[self.group_of_row[every]], self.group_of_row[every]
+        if self._row_keep is not None:
+            share = share * self._row_keep[every, None]
+        codebooks = self.quantizer.split(self.codebooks * self.spread, self.widths)
+        if self._column is not None:
+            return self._chosen(weight, every, self._column[group], codebooks) * share
+        mixed = torch.zeros_like(weight)
+        for k in range(len(self.widths)):
+            mixed = mixed + share[:, k : k + 1] * self._quantised(weight, every, k, codebooks[k])
+        return mixed
+
+    def _chosen(self, weight: Tensor, rows: Tensor, column: Tensor, codebooks: tuple[Tensor, ...]) -> Tensor:
+        """Every row at its own width, [rows, columns]; `rows` number them, `column` [rows]."""
+        chosen = torch.zeros_like(weight)
+        for k in column.unique().tolist():
+            at = (column == k).nonzero()[:, 0]
+            chosen = chosen.index_copy(0, at, self._quantised(weight[at], rows[at], k, codebooks[k]))
+        return chosen
+
+    def _quantised(self, weight: Tensor, rows: Tensor, k: int, codebook: Tensor) -> Tensor:
+        """Those rows' weights at width k, [rows, columns]."""
+        bits, group, columns = self.widths[k], self.group_of_row[rows], weight.shape[1]
+        codes = self.quantizer.encode(weight.detach(), codebook.detach(), group, bits)
+        values = self.quantizer.decode(codes, codebook, group, bits, columns) + (weight - weight.detach())
+        return torch.where(self.is_outlier[rows], weight, values) if self.quantizer.storage.outlier_every else values
+
+    def quantiser_parameters(self) -> list[nn.Parameter]:
+        """What is learned beside the weight."""
+        return [self.codebooks]
+
+    @torch.no_grad()
+    def stored_weight(self) -> Tensor:
+        """What the packer stores, [rows, columns]: every number a centroid, or an outlier, of the chosen width in float16."""
+        assert self._column is not None
+        every, column = torch.arange(len(self.weight), device=self.weight.device), self._column[self.group_of_row]
+        codebooks = self.quantizer.split(to_half(self.scales()), self.widths)
+        return to_half(self._chosen(self.weight, every, column, codebooks))
+
+    def scales(self) -> Tensor:
+        """The learned codebooks of every width, [groups, numbers of all widths]."""
+        return (self.codebooks * self.spread).detach()
+
+    def chosen_scale(self, column: Tensor) -> Tensor:
+        """Codebooks of one width per sub-group as float16 stores them, [groups, numbers]: the shorter ones end in zeros."""
+        codebooks = self.quantizer.split(to_half(self.scales()), self.widths)
+        chosen = torch.zeros(len(column), max(c.shape[1] for c in codebooks), device=self.codebooks.device)
+        for k, codebook in enumerate(codebooks):
+            chosen[column == k, : codebook.shape[1]] = codebook[column == k]
+        return chosen
