@@ -21,7 +21,7 @@ from autoquant import pipeline
 from autoquant.bench import bench_run, show
 from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import Progress, TerminalProgress
-from autoquant.core.run import atomic_write_text, file_sha256
+from autoquant.core.run import RunDirectory, atomic_write_text, file_sha256
 from autoquant.core.settings import load_preset
 from autoquant.deploy import export_run, finished_run, read_metrics
 from autoquant.tasks.load import load_default
@@ -67,15 +67,16 @@ def train_teacher(options: Options, progress: Progress) -> Path:
 
 def deploy(options: Options, teacher: Path, budget: float, run_dir: Path, progress: Progress) -> dict[str, Any]:
     """Search, recover, pack, export and measure."""
-    pipeline.search(
-        teacher,
-        budget=SizeBudget.mib(budget),
-        recipe=load_preset(options.preset),
-        run_dir=run_dir,
-        machine=Machine(threads=options.threads),
-        resume=True,
-        progress=progress,
-    )
+    if not RunDirectory(run_dir).is_finished:
+        pipeline.search(
+            teacher,
+            budget=SizeBudget.mib(budget),
+            recipe=load_preset(options.preset),
+            run_dir=run_dir,
+            machine=Machine(threads=options.threads),
+            resume=True,
+            progress=progress,
+        )
     for tail in ("onnx-fp32", "onnx-int8"):
         export_run(run_dir, tail, load_default(), progress)
     metrics = read_metrics(finished_run(run_dir))
