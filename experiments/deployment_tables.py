@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "deployment"
+WORKLOADS = {"1x32": "1 x 32", "1x128": "1 x 128", "16x128": "16 x 128", "task": "the task's texts"}
 BASELINES = {"torch_fp32": "full precision, torch", "ort_fp32": "full precision, ONNX Runtime", "ort_int8": "dynamic int8"}
 
 
@@ -18,8 +19,7 @@ def deployment_table() -> str:
         return "No cells yet: run `python experiments/deployment.py`."
     if len({cell["teacher_sha256"] for cell in cells}) > 1:
         raise SystemExit("The deployment cells differ in their teacher: a table must not mix them.")
-    workloads = list(cells[0]["bench"]["workloads"])
-    heads = ["model", "bytes", "accuracy", *(f"{name.replace('x', ' x ')}" for name in workloads), "load s", "peak MiB"]
+    heads = ["model", "bytes", "accuracy", *WORKLOADS.values(), "load s", "peak MiB"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, title in BASELINES.items():
         lines.append(_row(title, name, cells[-1]["bench"], _baseline_metric(name, cells[-1])))
@@ -30,7 +30,8 @@ def deployment_table() -> str:
 
 
 def _row(title: str, name: str, bench: dict[str, Any], accuracy: float) -> str:
-    speeds = [f"{w['milliseconds'][name]:.2f} ms, {w['speed'][name]:.2f}x" for w in bench["workloads"].values()]
+    timed = [bench["workloads"][workload] for workload in WORKLOADS]
+    speeds = [f"{times['milliseconds'][name]:.2f} ms, {times['speed'][name]:.2f}x" for times in timed]
     footprint = [f"{bench['load_seconds'][name]:.2f}", f"{bench['peak_mib'][name]:.0f}"]
     size = f"{bench['bytes'][name]:,}"
     return f"| {' | '.join([title, size, f'{100 * accuracy:.2f}', *speeds, *footprint])} |"
@@ -47,7 +48,7 @@ def _truth(cell: dict[str, Any]) -> str:
     exact = files["onnx-int8"]["float_activation_metrics"]["accuracy"]
     fp32, fast = (files[name]["logit_difference"] for name in ("onnx-fp32", "onnx-int8"))
     smaller, larger = int8 / files["onnx-int8"]["bytes"], files["onnx-int8"]["bytes"] - files["safetensors"]["bytes"]
-    same = ", ".join(f"{w['speed_in_same_graph']['autoquant']:.2f}x" for w in cell["bench"]["workloads"].values())
+    same = ", ".join(f"{cell['bench']['workloads'][name]['speed_in_same_graph']['autoquant']:.2f}x" for name in WORKLOADS)
     return (
         f"- {cell['bytes']['budget'] / 2**20:g} MiB: accuracy {values}, {100 * exact:.2f} packed file with float activations, "
         f"{uniform:.2f} uniform bits. "

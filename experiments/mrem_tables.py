@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 
 RESULTS = Path(__file__).parent / "results" / "mrem"
 SEEDS = 3
@@ -82,27 +83,19 @@ def mrem_settings_table() -> str:
 
 def plot_mrem() -> None:
     """results/mrem/curve.png: accuracy against seconds of MREM-S and retraining, SST-2 at 2-2-8."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     cells = mrem_cells()
     cells = cells[(cells.task == "sst2") & (cells.allocation == "2-2-8") & (cells.seed == 0)]
     cells = cells[(cells.modules == 4) & (cells.samples == 4096) & (cells.forcing == "linear")]
     if cells.empty:
         return
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    figure = go.Figure(layout={"title": "SST-2, 2-2-8, one seed", "template": "plotly_white"})
     for name in ("mrem-s", "retrain"):
         rows = cells[cells.method == name].sort_values("seconds")
-        axes.plot(rows.seconds, rows.value, marker="o", label=METHODS[name])
-    axes.axhline(cells.full.iloc[0], color="grey", linestyle=":", label="full precision")
-    axes.set(
-        xscale="log", xlabel="seconds of refinement", ylabel="accuracy of the packed file (%)", title="SST-2, 2-2-8, one seed"
-    )
-    axes.legend()
-    figure.savefig(RESULTS / "curve.png", dpi=150)
-    plt.close(figure)
+        figure.add_scatter(x=rows.seconds, y=rows.value, mode="lines+markers", name=METHODS[name])
+    figure.add_hline(y=cells.full.iloc[0], line_dash="dot", annotation_text="full precision")
+    figure.update_xaxes(type="log", title="seconds of refinement")
+    figure.update_yaxes(title="accuracy of the packed file (%)")
+    figure.write_image(RESULTS / "curve.png", width=900, height=440, scale=2)
 
 
 def _spread(rows: pd.DataFrame) -> str:
