@@ -213,7 +213,7 @@ class Search:
     run_dir: Path = Path("runs/default")
     """Where everything goes; the result is in its model/ folder."""
     controls: tuple[str, ...] = ("uniform",)
-    """Allocations to compare with, recovered the same way: uniform, random, reversed, fisher."""
+    """Allocations to compare with, recovered the same way: any of --search.strategy's."""
     seed: int = 0
     """Decides every random choice; the same seed and inputs give the same bytes on one machine."""
     max_length: int = 128
@@ -381,7 +381,7 @@ class Pareto:
     count: Literal["file", "encoder"] = "file"
     """What the budgets count: the whole file, or only codes and scales of the encoder, as papers do."""
     strategies: tuple[str, ...] = ("dnas", "uniform")
-    """What to measure under every budget: dnas, uniform, random, reversed, fisher."""
+    """What to measure under every budget: any of --search.strategy's."""
     seeds: tuple[int, ...] = (0,)
     """Each budget is measured with every seed."""
     reuse_search: bool = True

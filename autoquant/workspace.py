@@ -30,7 +30,7 @@ from autoquant.core.errors import RunError, SpaceError
 from autoquant.core.memory import watched_memory
 from autoquant.core.progress import Progress
 from autoquant.core.run import RunDirectory, disk_errors, file_sha256
-from autoquant.core.settings import Recipe
+from autoquant.core.settings import Recipe, SearchSettings
 from autoquant.core.space import SearchSpace, load_space
 from autoquant.core.structure import pick_units
 from autoquant.core.subgroup import Partition
@@ -263,13 +263,30 @@ def estimate_stages(blueprint: Blueprint, strategy: str, controls: Sequence[str]
     teacher = recipe.teacher.epochs * rows * (1 - recipe.search.held_out) * 3.6 * forward
     student = [("Student", step * recipe.student.steps)] if recipe.student.keep_every > 1 else []
     stages = [("Teacher", teacher), *student, ("Sensitivity", 25.0), ("Teacher outputs", rows * forward)]
-    stages += [("Search", 2.0 * step * recipe.search.steps)]
-    recovery = recipe.recovery
-    for method in (strategy, *controls):
+    methods, recovery = (strategy, *controls), recipe.recovery
+    layers = len({p.matrix.layer for p in blueprint.byte_model.partitions})
+    searches = [_estimate_search(method, recipe.search, step, layers) for method in methods]
+    stages += [stage for stage in searches if stage[1]]
+    for method in methods:
         stages.append((f"Recover {method}", step * recovery.steps))
         if recovery.mrem_steps:  # a step runs the layers before its module forwards, and its own module both ways
             stages.append(("Reconstruct", 0.6 * step * recovery.mrem_steps * recovery.mrem_modules))
     return stages
+
+
+def _estimate_search(strategy: str, settings: SearchSettings, step: float, layers: int) -> tuple[str, float]:
+    """Title and seconds of a strategy's own stage; `step`: seconds of a training step on 32 texts."""
+    product = 2.5 * step / 32  # of the Hessian with a vector, a text
+    eigenvalues = settings.hessian_slices * layers * settings.power_iterations
+    seconds = {
+        "dnas": 2.0 * step * settings.steps,
+        "bp-nas": 2.0 * step * settings.steps,
+        "bsq": 2.0 * step * settings.steps,
+        "optuna": settings.trials * settings.trial_samples * 0.4 * step / 32,
+        "qbert": eigenvalues * settings.hessian_samples * product,
+        "hawq": settings.trace_vectors * settings.batch_size * product,
+    }
+    return "Hessian" if strategy in ("qbert", "hawq") else "Search", seconds.get(strategy, 0.0)
 
 
 class Workspace:

@@ -76,7 +76,7 @@ class SearchSettings:
     """How the bits are found."""
 
     strategy: str = "dnas"
-    """dnas, uniform, random, reversed or fisher."""
+    """dnas, uniform, random, reversed, fisher, qbert, hawq, bp-nas, bsq or optuna."""
     steps: int = 300
     """Search steps, each one weight step and, once the bits are open, one architecture step."""
     batch_size: int = 32
@@ -110,7 +110,7 @@ class SearchSettings:
     """Weight of the piecewise log (AQ-BERT's lambda) or of the barrier (BP-NAS)."""
     size_tolerance: float = 0.02
     """Share of the budget that the piecewise log tolerates either way, or at which the barrier becomes a straight line."""
-    one_hot_weight: float = 0.0
+    one_hot_weight: float = 1.0
     """Weight of BP-NAS's one-hot regulariser, beside its barrier."""
     zero: Literal["gate", "softmax"] = "gate"
     """Who decides 0 bits: a pruning gate per sub-group, or one more choice in the softmax over widths (AQ-BERT)."""
@@ -122,10 +122,30 @@ class SearchSettings:
     """How logits become bits: the knapsack over all preferences, or the most probable ones repaired greedily to fit."""
     calibration_samples: int = 512
     """Training texts from which clip ratios and sensitivities are computed."""
+    hessian_slices: int = 10
+    """qbert: slices of the training part on which eigenvalues are measured."""
+    hessian_samples: int = 32
+    """qbert: most texts of a slice; it never has more than its share of the training part (the paper's tenth)."""
+    power_iterations: int = 10
+    """qbert: most steps of an eigenvalue's power iteration."""
+    trace_vectors: int = 64
+    """hawq: random vectors, each on a batch of its own, from which traces are estimated."""
+    requantise_every: int = 10
+    """bsq: steps after which planes are rounded to exact bits and empty ones dropped."""
+    trials: int = 100
+    """optuna: allocations to try."""
+    trial_samples: int = 512
+    """optuna: most held-out texts on which one is scored."""
+    sampler: Literal["tpe", "nsga2"] = "tpe"
+    """optuna: who proposes them."""
 
     def __post_init__(self) -> None:
         least = min(self.steps, self.batch_size, self.calibration_samples)
         _check(least > 0, "Search steps, batch size and calibration samples must be at least 1.")
+        least = min(self.hessian_slices, self.hessian_samples, self.power_iterations, self.trace_vectors)
+        _check(least > 0, "Hessian slices, samples, power iterations and trace vectors must be at least 1.")
+        least = min(self.requantise_every, self.trials, self.trial_samples)
+        _check(least > 0, "Re-quantisation steps, trials and trial samples must be at least 1.")
         _check(0 < self.held_out < 0.9, f"held-out {self.held_out} must lie between 0 and 0.9.")
         rates = (self.weight_learning_rate, self.architecture_learning_rate)
         _check(min(rates) > 0, f"Search learning rates {rates} must be above 0.")

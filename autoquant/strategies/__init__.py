@@ -1,8 +1,13 @@
 """Which bits? One file a strategy, one protocol; the table drives the contract tests."""
 
 from autoquant.strategies.base import Problem, SearchResult, SearchStrategy, Start
+from autoquant.strategies.bp_nas import BpNas
+from autoquant.strategies.bsq import Bsq
 from autoquant.strategies.dnas import Dnas
 from autoquant.strategies.fisher import Fisher
+from autoquant.strategies.hawq import Hawq
+from autoquant.strategies.optuna import Optuna
+from autoquant.strategies.qbert import Qbert
 from autoquant.strategies.random import Random
 from autoquant.strategies.reversed import Reversed
 from autoquant.strategies.uniform import Uniform
@@ -13,9 +18,14 @@ STRATEGIES: dict[str, SearchStrategy] = {
     "random": Random(),
     "reversed": Reversed(),
     "fisher": Fisher(),
+    "qbert": Qbert(),
+    "hawq": Hawq(),
+    "bp-nas": BpNas(),
+    "bsq": Bsq(),
+    "optuna": Optuna(),
 }
 
 # Their search takes long, and what it learned (`SearchResult.values`) holds under every budget: only the knapsack is another.
-REUSABLE: frozenset[str] = frozenset({"dnas", "reversed"})
+REUSABLE: frozenset[str] = frozenset({"dnas", "reversed", "qbert", "hawq"})
 
 __all__ = ["REUSABLE", "STRATEGIES", "Problem", "SearchResult", "SearchStrategy", "Start"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -41,6 +42,11 @@ class Problem:
     """Names the search's checkpoint and log lines."""
     learned: Callable[[], SearchResult]
     """The differentiable search of the same budget, run now or read from its finished stage."""
+
+    @property
+    def judging_bits(self) -> DistillationSettings:
+        """The loss by which bits are judged on held-out texts: the weights' own, with another weight of the hidden states."""
+        return dataclasses.replace(self.distillation, hidden=self.search.architecture_hidden)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -164,7 +163,6 @@ class Bilevel:
         self.held_out = problem.held_out() if settings.bilevel else self.train
         self.train_order = BatchOrder(self.train.data, size, seed)
         self.held_order = BatchOrder(self.held_out.data, size, seed + 1) if settings.bilevel else self.train_order
-        self.on_bits = dataclasses.replace(problem.distillation, hidden=settings.architecture_hidden)
 
     def state(self) -> dict[str, Stateful]:
         return {"supernet": self.supernet, "weights": self.weights, "bits": self.bits, "controller": self.controller}
@@ -203,7 +201,7 @@ class Bilevel:
         held_out = self.held_order.indices(number)
         if not rate:
             self.supernet.use_mixture(temperature, hard)
-            loss = self._loss(self.held_out, held_out, self.on_bits)
+            loss = self._loss(self.held_out, held_out, problem.judging_bits)
             return loss.detach(), torch.autograd.grad(loss + term, self.architecture)
         seed, train = int(torch.randint(2**62, ())), self.train_order.indices(number)
 
@@ -214,7 +212,7 @@ class Bilevel:
 
         loss, grads = unrolled_gradient(
             lambda: relaxed(self.train, train, problem.distillation),
-            lambda: relaxed(self.held_out, held_out, self.on_bits),
+            lambda: relaxed(self.held_out, held_out, problem.judging_bits),
             self.supernet.weight_parameters(),
             self.architecture,
             rate,

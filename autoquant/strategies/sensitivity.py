@@ -23,6 +23,7 @@ from autoquant.core.progress import Progress
 from autoquant.core.structure import Unit
 from autoquant.core.subgroup import Partition
 from autoquant.quantizers import CodebookQuantizer, Quantizer
+from autoquant.supernet.build import Supernet
 from autoquant.training.batches import Encoded
 
 EMBEDDING_PRIOR_OCCURRENCES = 4.0  # how many average occurrences a token's own gradient is blended with
@@ -59,6 +60,18 @@ def _codebook_errors(
     split = zip(above, quantizer.split(codebooks, above), strict=True)
     errors = [weight - quantizer.fake_quantize(weight, codebook, group, width) for width, codebook in split]
     return torch.stack([weight, *errors] if 0 in widths else errors)
+
+
+@torch.no_grad()
+def squared_errors(supernet: Supernet) -> np.ndarray:
+    """|W - Q_k(W)|^2 of every sub-group and choice at the supernet's weights and scales, [N, K] float64."""
+    table, sums = supernet.table, []
+    for _, mixed in supernet.mixed_weights():
+        weight, group = mixed.weight.detach(), mixed.group_of_row
+        errors = quantisation_errors(weight, mixed.scales(), table.widths, mixed.quantizer, group)
+        rows = errors.square().sum(dim=2).T.double().cpu()
+        sums.append(torch.zeros(mixed.partition.groups, rows.shape[1]).double().index_add_(0, group.cpu(), rows))
+    return torch.cat(sums).numpy()
 
 
 def sampled_loss(logits: Tensor) -> Tensor:

@@ -65,11 +65,14 @@ class TeacherOutputs:
 
     def part(self, start: int, stop: int) -> TeacherOutputs:
         """The same outputs for the samples from `start` to `stop`, which keep nothing twice."""
-        rows = np.arange(start, stop)
+        return self.select(np.arange(start, stop))
+
+    def select(self, rows: np.ndarray) -> TeacherOutputs:
+        """The same outputs for the samples at `rows`, in that order."""
         part = copy.copy(self)
         part.data = self.data.select(rows)
         if self._hidden is not None:
-            part._hidden, part._logits = self._hidden[start:stop], self._logits[start:stop]
+            part._hidden, part._logits = [self._hidden[i] for i in rows], self._logits[rows]
         return part
 
     def batch(self, indices: np.ndarray) -> TeacherBatch:

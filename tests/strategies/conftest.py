@@ -24,6 +24,14 @@ from autoquant.tasks.load import load_glue
 from autoquant.workspace import Blueprint, Machine, Workspace
 
 STEPS = 6
+SHORT: dict[str, Any] = {
+    "hessian_slices": 2,
+    "hessian_samples": 8,
+    "power_iterations": 2,
+    "trace_vectors": 3,
+    "trials": 4,
+    "trial_samples": 16,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +61,9 @@ def make_workspace(
 
         @cache
         def make(space: str) -> Workspace:
-            recipe = Recipe(space, activation_bits=32, search=SearchSettings(steps=STEPS, batch_size=8, calibration_samples=48))
+            recipe = Recipe(
+                space, activation_bits=32, search=SearchSettings(steps=STEPS, batch_size=8, calibration_samples=48, **SHORT)
+            )
             blueprint = Blueprint.draw(str(root / "model"), data, recipe, 32, trim_positions=False)
             run = stack.enter_context(RunDirectory.open(root / f"run-{space}", {}))
             return Workspace(blueprint, run, SilentProgress(), Machine("cpu", compile=False), seed=0)

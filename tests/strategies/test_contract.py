@@ -1,12 +1,16 @@
 """What every strategy promises: an allocation of this space, inside the budget and close to it, the same for the same seed."""
 
 import dataclasses
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 
 from autoquant.core.errors import BudgetError
+from autoquant.core.progress import SilentProgress
 from autoquant.strategies import REUSABLE, STRATEGIES, Problem, SearchResult
 from autoquant.strategies.reuse import rederive
 
@@ -98,3 +102,35 @@ def test_controls_choose_otherwise(control: str, make_problem: MakeProblem) -> N
     problem = make_problem()
     learned, other = (problem.table.to_choice(search(name, make_problem()).allocation) for name in ("dnas", control))
     assert (learned != other).mean() > 0.3
+
+
+class InterruptingProgress(SilentProgress):
+    """Presses Ctrl-C at the second step of what a strategy does."""
+
+    steps = 0
+
+    @contextmanager
+    def stage(self, title: str, total: int, start: int = 0) -> Iterator[Any]:  # type: ignore[override]
+        yield self if title in ("Search", "Hessian") else SilentProgress()
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self.steps += steps
+        if self.steps == 2:
+            signal.raise_signal(signal.SIGINT)
+
+
+@every_strategy
+def test_an_interrupted_strategy_is_the_same_strategy(name: str, make_problem: MakeProblem) -> None:
+    problem = make_problem(trials=5, sampler="nsga2")
+    whole, run = search(name, problem), problem.context.run
+    log = run.read_log()
+    for stage in (problem.stage, f"{problem.stage}-learned"):
+        run.discard_state(stage)
+    if log:
+        context = dataclasses.replace(problem.context, progress=InterruptingProgress())
+        with pytest.raises(KeyboardInterrupt):
+            search(name, dataclasses.replace(problem, context=context))
+        assert len(run.read_log()) == 2
+    resumed = search(name, problem)
+    assert resumed.allocation == whole.allocation
+    assert run.read_log() == log
