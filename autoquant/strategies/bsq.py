@@ -5,14 +5,15 @@ its layers; from time to time all planes are rounded to exact bits and those tha
 
 The paper trains long with a fixed alpha and takes the size that comes of it. Here there are hundreds of steps, and a budget; so,
 ours: the lasso's step is a proximal one in each plane's own curvature, (step 2^b)^2 times the mean squared gradient of its
-sub-group, which is where long training would lead to; and alpha rises or falls to keep the size on a straight line from its
-start to the budget, and is 0 once inside. Widths that the space does not have become the next wider one, then the repair makes
+sub-group, which is where long training would lead to; and alpha is set, at every re-quantisation, so that the size falls on a
+straight line to the budget. Widths that the space does not have become the next wider one, then the repair makes
 it fit. Activations are not quantised meanwhile, and matrices without a choice stay as they are.
 """
 
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoquant.core.cost import ChoiceTable
 from autoquant.core.repair import repair
 from autoquant.strategies.base import Problem, SearchResult
 from autoquant.strategies.sensitivity import squared_errors
@@ -31,7 +33,7 @@ from autoquant.training.loop import Stateful, run_steps
 
 BETAS = (0.9, 0.999)  # of AdamW
 ARRIVAL = 0.8  # share of the steps after which the size should have reached the budget
-FACTOR = 1.5  # by which alpha rises or falls at a re-quantisation
+EMPTIED = 0.6  # share of its norm that a plane must have lost for all its bits to round to zero
 
 
 @dataclass(frozen=True)
@@ -49,38 +51,41 @@ class Bsq:
 
 
 class Training:
-    """The loop and all its state: step the weights as bits; shrink; re-quantise now and then; set alpha."""
+    """The loop and all its state: step the weights as bits; shrink the planes; re-quantise, and set alpha, now and then."""
 
     def __init__(self, problem: Problem) -> None:
-        self.problem, self.outputs = problem, problem.whole()
+        self.problem, self.outputs, table = problem, problem.whole(), problem.table
         self.model = copy.deepcopy(self.outputs.teacher).to(problem.context.device).eval()
         self.planes = {
             p.matrix.name: BitPlanes(self.model.get_parameter(p.matrix.name).detach(), p)
-            for p in problem.table.partitions
+            for p in table.partitions
             if len(p.widths) > 1
         }
-        counted = problem.table.parameters * (problem.table.bytes.max(axis=1) > 0)
+        counted = table.parameters * (table.bytes.max(axis=1) > 0)
         shares = torch.from_numpy(counted / counted.sum()).float().to(problem.context.device)
-        self.memory = {name: shares[rows] for name, rows in problem.table.slices().items()}
+        self.memory = {name: shares[rows] for name, rows in table.slices().items()}
         rate = problem.search.weight_learning_rate
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate, betas=BETAS, fused=True)
         self.order = BatchOrder(self.outputs.data, problem.search.batch_size, problem.context.seed)
-        self.lasso = Lasso(self.size(), problem.budget.bytes, ARRIVAL * problem.search.steps)
+        self.bytes_at = bytes_at_all_bits(table)
+        self.alpha, self.start = 0.0, self.size(self.bits())
         self._quantise()
 
     def state(self) -> dict[str, Stateful]:
-        return {"model": self.model, "optimizer": self.optimizer, "planes": self, "lasso": self.lasso}
+        return {"model": self.model, "optimizer": self.optimizer, "planes": self}
 
     def step(self, number: int) -> dict[str, float]:
+        settings = self.problem.search
         loss = self._step_weights(number)
-        self._shrink()
-        last = number + 1 == self.problem.search.steps
-        if last or (number + 1) % self.problem.search.requantise_every == 0:
+        if number % settings.requantise_every == 0:
+            self.alpha = self._alpha(number + settings.requantise_every)
+        for name, planes in self.planes.items():
+            planes.shrink((1.0 - self.alpha * self._shares(name)).clamp_min(0.0))
+        if number + 1 == settings.steps or (number + 1) % settings.requantise_every == 0:
             for planes in self.planes.values():
                 planes.requantise()
-            self.lasso.update(self.size(), number + 1)
         self._quantise()
-        return {"loss": loss, "size_bytes": self.lasso.size, "alpha": self.lasso.alpha}
+        return {"loss": loss, "size_bytes": self.size(self.bits()), "alpha": self.alpha}
 
     def _step_weights(self, number: int) -> float:
         """AdamW on the weights as they are quantised; the planes follow along their straight-through gradients."""
@@ -95,29 +100,35 @@ class Training:
             planes.move(self.model.get_parameter(name).detach() - planes.weight())
         return loss.item()
 
-    def _shrink(self) -> None:
-        """The group lasso's proximal step: the norm of every plane that may go falls by a share of it, to 0 at the least."""
-        shares = {name: self._shares(name) for name in self.planes}
-        if self.lasso.alpha == 0.0:
-            typical = torch.cat([share.amax(dim=0) for share in shares.values()]).median().item()
-            self.lasso.alpha = 0.5 / self.problem.search.requantise_every / max(typical, 1e-30)
-        for name, planes in self.planes.items():
-            planes.shrink((1.0 - self.lasso.pressure * shares[name]).clamp_min(0.0))
-
     def _shares(self, name: str) -> Tensor:
-        """Share of its norm that every plane loses at alpha = 1, [B, groups]; 0 for those that the space's least bits need."""
+        """Share of its norm that the lasso's proximal step takes from every plane at alpha = 1, [B, groups].
+
+        0 for the highest planes, as many as the space's least bits.
+        """
         planes = self.planes[name]
         resistance = self._curvature(name) * planes.place_values().square() * planes.norms()
         share = planes.bits() * self.memory[name] / resistance.clamp_min(torch.finfo(torch.float32).tiny)
         return torch.where(planes.droppable(min(planes.partition.widths)), share, 0.0)
 
+    def _alpha(self, step: int) -> float:
+        """The least alpha that empties enough planes until the re-quantisation at `step` for the size to be on its line."""
+        settings, bits, budget = self.problem.search, self.bits(), self.problem.budget.bytes
+        line = self.start + (budget - self.start) * min(1.0, step / (ARRIVAL * settings.steps))
+        needed = np.full((self.bytes_at.shape[1] - 1, len(bits)), np.inf)
+        for name, rows in self.problem.table.slices().items():
+            if name in self.planes:
+                shares = self._shares(name).double().cpu().numpy()
+                with np.errstate(divide="ignore"):
+                    needed[: len(shares), rows] = EMPTIED / settings.requantise_every / shares
+        choices = np.concatenate([[0.0], np.unique(needed[np.isfinite(needed)])])
+        at = bisect_left(choices, True, key=lambda alpha: self.size(bits - (needed <= alpha).sum(axis=0)) <= line)
+        return float(choices[min(at, len(choices) - 1)])
+
     def _curvature(self, name: str) -> Tensor:
-        """Mean squared gradient of every sub-group, [groups], as AdamW has it; before its first step 0."""
-        state, planes = self.optimizer.state[self.model.get_parameter(name)], self.planes[name]
-        if not state:
-            return torch.zeros(planes.partition.groups)
+        """Mean squared gradient of every sub-group, [groups], as AdamW has it."""
+        state = self.optimizer.state[self.model.get_parameter(name)]
         squared = state["exp_avg_sq"].mean(dim=1) / (1 - BETAS[1] ** float(state["step"]))
-        return planes.mean_of_rows(squared)
+        return self.planes[name].mean_of_rows(squared)
 
     def _quantise(self) -> None:
         for name, planes in self.planes.items():
@@ -139,45 +150,21 @@ class Training:
         ]
         return np.concatenate(found)
 
-    def size(self) -> float:
-        """Bytes that count; of widths between those of the space in proportion, so that every plane that goes is seen."""
-        table, widths = self.problem.table, np.asarray(self.problem.table.widths)
-        rows = zip(self.bits(), table.bytes, table.allowed, strict=True)
-        return table.fixed + float(sum(np.interp(bits, widths[may], sizes[may]) for bits, sizes, may in rows))
+    def size(self, bits: np.ndarray) -> float:
+        """Bytes that count, at bits per sub-group [N]."""
+        return self.problem.table.fixed + float(self.bytes_at[np.arange(len(bits)), bits].sum())
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: planes.state_dict() for name, planes in self.planes.items()}
+        return {"alpha": self.alpha, **{name: planes.state_dict() for name, planes in self.planes.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.alpha = state["alpha"]
         for name, planes in self.planes.items():
             planes.load_state_dict(state[name])
 
 
-@dataclass
-class Lasso:
-    """The weight alpha of the group lasso, set so that the size falls from `first` bytes to the budget in `arrival` steps."""
-
-    first: float
-    budget_bytes: int
-    arrival: float
-    alpha: float = 0.0
-    size: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.size = self.first
-
-    @property
-    def pressure(self) -> float:
-        """alpha; 0 once the size is inside the budget."""
-        return self.alpha if self.size > self.budget_bytes else 0.0
-
-    def update(self, size: float, done: int) -> None:
-        """Raise alpha where the size is above its line after `done` steps, else lower it."""
-        line = self.first + (self.budget_bytes - self.first) * min(1.0, done / self.arrival)
-        self.size, self.alpha = size, self.alpha * (FACTOR if size > line else 1 / FACTOR)
-
-    def state_dict(self) -> dict[str, float]:
-        return {"alpha": self.alpha, "size": self.size}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.alpha, self.size = state["alpha"], state["size"]
+def bytes_at_all_bits(table: ChoiceTable) -> np.ndarray:
+    """Bytes of every sub-group at 0, 1, ... bits, [N, widest + 1]; those of widths that the space does not have in proportion."""
+    widths, every = np.asarray(table.widths), np.arange(max(table.widths) + 1)
+    rows = zip(table.bytes, table.allowed, strict=True)
+    return np.array([np.interp(every, widths[may], sizes[may]) for sizes, may in rows])

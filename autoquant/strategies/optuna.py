@@ -67,8 +67,8 @@ class Optuna:
 def per_matrix(table: ChoiceTable) -> ChoiceTable:
     """The table of one width per matrix, a row each: for the solver, not for allocations."""
     starts = _starts(table)
-    sums = {name: np.add.reduceat(getattr(table, name), starts) for name in ("bytes", "parameters")}
-    return dataclasses.replace(table, **sums, allowed=table.allowed[starts], removable=None)
+    sizes, parameters = (np.add.reduceat(column, starts) for column in (table.bytes, table.parameters))
+    return dataclasses.replace(table, bytes=sizes, parameters=parameters, allowed=table.allowed[starts], removable=None)
 
 
 def _starts(table: ChoiceTable) -> np.ndarray:

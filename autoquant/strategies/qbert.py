@@ -18,7 +18,7 @@ from torch import Tensor
 from autoquant.core.cost import ChoiceTable
 from autoquant.core.derive import derive
 from autoquant.strategies.base import Problem, SearchResult
-from autoquant.strategies.hessian import data_slices, hessian_product, label_losses, top_eigenvalue
+from autoquant.strategies.hessian import Vectors, data_slices, hessian_product, label_losses, top_eigenvalue
 from autoquant.training.loop import run_steps
 
 STAIR = 64.0  # how many times a bit is worth one of the next wider width
@@ -84,7 +84,7 @@ def measure(problem: Problem, blocks: dict[str, list[str]]) -> np.ndarray:
         index, block = divmod(number, len(blocks))
         parameters = [outputs.teacher.get_parameter(name) for name in matrices[block]]
 
-        def product(vectors: list[Tensor]) -> tuple[float, list[Tensor]]:
+        def product(vectors: Vectors) -> tuple[float, list[Tensor]]:
             return hessian_product(label_losses(outputs.teacher, slices[index], context.device), parameters, vectors)
 
         value, loss = top_eigenvalue(product, parameters, settings.power_iterations)

@@ -62,8 +62,7 @@ class BitPlanes:
 
     def norms(self) -> Tensor:
         """Euclidean norm of every sub-group's planes, [B, groups]: the terms of BSQ's group lasso."""
-        rows = torch.stack([plane.square().sum(dim=1) for plane in self.planes])
-        return torch.zeros(self.alive.shape, device=rows.device).index_add_(1, self.group_of_row, rows).sqrt()
+        return self._of_group([plane.square().sum(dim=1) for plane in self.planes], "sum").sqrt()
 
     def shrink(self, factor: Tensor) -> None:
         """Multiply every sub-group's planes by `factor` [B, groups]."""
@@ -71,14 +70,23 @@ class BitPlanes:
             plane.mul_(self._rows(shares))
 
     def requantise(self) -> None:
-        """Make all planes exact bits again, and drop those that are zero below the lowest and above the highest that is not.
-
-        The weight stays what it is.
+        """Drop the planes whose bits all round to zero, below the lowest that has others and above the highest; make the rest
+        exact bits again.
         """
+        self._keep(self._of_group([plane.abs().amax(dim=1) for plane in self.planes], "amax") >= 0.5)
         self.planes = self._digits(self._codes())
-        used = self.norms() > 0
-        above = used.flip(0).cumsum(0).flip(0) > 0
-        self.alive &= above & (used.cumsum(0) > 0)
+        self._keep(self.norms() > 0)
+
+    def _keep(self, used: Tensor) -> None:
+        """Drop what is below the lowest or above the highest plane that is `used` [B, groups]."""
+        self.alive &= (used.cumsum(0) > 0) & (used.flip(0).cumsum(0).flip(0) > 0)
+
+    def _of_group(self, rows: list[Tensor], how: str) -> Tensor:
+        """Values [rows] of every plane, none below 0, reduced over every sub-group's rows: [B, groups]."""
+        values = torch.stack(rows)
+        return torch.zeros(self.alive.shape, device=values.device).scatter_reduce_(
+            1, self.group_of_row.expand(len(values), -1), values, how
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"planes": self.planes, "alive": self.alive}
@@ -89,8 +97,8 @@ class BitPlanes:
     def _codes(self) -> Tensor:
         """Whole multiples of the step, [rows, columns]: rounded at the lowest plane, at most what the planes alive can hold."""
         total, powers = torch.zeros_like(self.planes[0]), self._powers()
-        for plane, power, alive in zip(self.planes, powers[:, 0], self.alive, strict=True):
-            total += self._rows(alive * power) * plane
+        for plane, values in zip(self.planes, self.alive * powers, strict=True):
+            total += self._rows(values) * plane
         unit = self._rows(2.0 ** self._lowest())
         most = self._rows((self.alive * powers).sum(dim=0))
         return torch.clamp((total / unit).round() * unit, -most, most)

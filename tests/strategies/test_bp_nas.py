@@ -12,7 +12,7 @@ FAST: dict[str, Any] = {"steps": 40, "warmup": 0.0, "architecture_learning_rate"
 
 
 def test_the_barrier_brings_the_search_inside(make_problem: MakeProblem) -> None:
-    problem = make_problem(0.4, **FAST)
+    problem = make_problem(0.2, **FAST)
     result = STRATEGIES["bp-nas"].search(problem)
     sizes = [line["expected_bytes"] for line in problem.context.run.read_log()]
     assert sizes[0] > 1.02 * problem.budget.bytes

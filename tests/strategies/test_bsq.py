@@ -19,6 +19,7 @@ def test_the_size_falls_to_the_budget(make_problem: MakeProblem) -> None:
     result = STRATEGIES["bsq"].search(problem)
     sizes = [line["size_bytes"] for line in problem.context.run.read_log() if line["stage"] == problem.stage]
     assert sizes[0] == problem.table.largest()
+    assert sizes[-1] > 0.9 * problem.budget.bytes
     assert all(a >= b for a, b in pairwise(sizes))
     assert sizes[-1] <= problem.budget.bytes
     assert result.derived_bytes is not None
@@ -34,7 +35,7 @@ def test_nothing_is_dropped_inside_the_budget(make_problem: MakeProblem) -> None
 def test_planes_the_loss_does_not_feel_go_first(make_problem: MakeProblem) -> None:
     problem = make_problem(0.4, steps=8)
     training = bsq.Training(problem)
-    training.step(0)
+    training._step_weights(0)
     name = "bert.encoder.layer.0.intermediate.dense.weight"
     state = training.optimizer.state[training.model.get_parameter(name)]
     half = len(state["exp_avg_sq"]) // 2
@@ -46,28 +47,27 @@ def test_planes_the_loss_does_not_feel_go_first(make_problem: MakeProblem) -> No
     assert (shares[0] > shares[1]).all()
 
 
-def test_the_lasso_follows_its_line() -> None:
-    """From 100 to 20 bytes in 8 steps: 60 is the line at step 4."""
-    lasso = bsq.Lasso(first=100.0, budget_bytes=20, arrival=8.0, alpha=1.0)
-    assert lasso.pressure == 1.0
-    lasso.update(61.0, 4)
-    assert lasso.pressure == pytest.approx(bsq.FACTOR)
-    lasso.update(59.0, 4)
-    assert lasso.pressure == pytest.approx(1.0)
-    lasso.update(20.0, 5)
-    assert lasso.pressure == 0.0
+@pytest.mark.parametrize("every", [2, 5])
+def test_the_size_stays_near_its_line(every: int, make_problem: MakeProblem) -> None:
+    problem = make_problem(0.4, steps=60, requantise_every=every)
+    STRATEGIES["bsq"].search(problem)
+    first, budget = problem.table.largest(), problem.budget.bytes
+    for line in problem.context.run.read_log():
+        if line["stage"] == problem.stage and line["step"] % every == every - 1:
+            wanted = first + (budget - first) * min(1.0, (line["step"] + 1) / (bsq.ARRIVAL * 60))
+            assert line["size_bytes"] == pytest.approx(wanted, abs=0.2 * (first - budget))
 
 
 def test_widths_in_between_weigh_in_proportion(make_problem: MakeProblem) -> None:
     problem = make_problem(0.4)
     training, table = bsq.Training(problem), problem.table
-    assert training.size() == table.largest()
+    assert training.size(training.bits()) == training.start == table.largest()
     name = "bert.encoder.layer.0.output.dense.weight"
     planes = training.planes[name]
     planes.alive[:3] = False  # five bits, a quarter of the way from four to eight
     rows = table.slices()[name]
     eight, four = (table.bytes[rows, table.widths.index(width)].sum() for width in (8, 4))
-    assert training.size() == pytest.approx(table.largest() - 0.75 * (eight - four))
+    assert training.size(training.bits()) == pytest.approx(table.largest() - 0.75 * (eight - four))
     assert set(training.bits()[rows]) == {5}
 
 
