@@ -358,6 +358,7 @@ class Workspace:
         outputs = TeacherOutputs(teacher, self.train_all, self.context)
         student = keep_layers(copy.deepcopy(teacher), source.backbone, source.kept_layers)
         distil(student, outputs, source.kept_layers, layers, settings, self.context)
+        self.run.record(student={"layers": list(source.kept_layers), "of": layers})
         return student
 
     @cached_property

@@ -83,6 +83,7 @@ def test_a_distil_recipe_searches_a_student_of_half_the_layers(tiny_model_dir: P
     stages = [json.loads(line)["stage"] for line in log_of(tmp_path)]
     assert list(dict.fromkeys(stages)) == ["teacher", "student", "search-dnas", "retrain-dnas", "retrain-uniform"]
     assert stages.count("student") == 2
+    assert json.loads((tmp_path / "run.json").read_text("utf-8"))["student"] == {"layers": [0], "of": 2}
     assert {matrix["layer"] for matrix in manifest["matrices"]} == {None, 0}
     for folder in ("teacher", "model"):
         assert json.loads((tmp_path / folder / "config.json").read_text("utf-8"))["num_hidden_layers"] == 1
