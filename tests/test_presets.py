@@ -71,7 +71,8 @@ def test_a_recipe_lands_on_its_bits(preset: str, tiny_classifier_dir: Path, tiny
 
 
 def test_the_tables_are_there() -> None:
-    rows = ["mrem-s-4-4-8", "mrem-s-2-2-8", "mrem-p-4-4-8", "mrem-p-2-2-8", "ternarybert-2-2-8"]
+    rows = ["gobo-3-4-32", "gobo-2-2-32", "quant-noise-pq"]
+    rows += ["mrem-s-4-4-8", "mrem-s-2-2-8", "mrem-p-4-4-8", "mrem-p-2-2-8", "ternarybert-2-2-8"]
     rows += [f"{name}-{bits}" for name in ("aqbert", "distil") for bits in ("3.0", "2.5", "2.0")]
     assert set(rows) <= set(SIZED)
 
@@ -138,6 +139,11 @@ def test_what_the_papers_say_is_what_the_presets_do() -> None:
     assert (parallel.recovery.reconstruction, load_space(parallel.space).rules["query"].bits) == ("mrem-p", (4,))
     assert parallel.recovery.mrem_steps == 2000
     assert (ternary.recovery.training, ternary.recovery.start, ternary.recovery.mrem_steps) == ("ternarybert", "teacher", 0)
+    gobo, noise = load_preset("gobo-2-2-32"), load_preset("quant-noise-pq")
+    assert (gobo.quantizer, gobo.activation_bits, gobo.recovery.steps, gobo.recovery.mrem_steps) == ("gobo", 32, 0, 0)
+    assert (noise.quantizer, noise.recovery.training, noise.recovery.noise) == ("pq", "quant-noise", 0.1)
+    blocks = {kind: 8 // load_space(noise.space).rules[kind].bits[0] for kind in ("ffn_in", "query", "word_embedding")}
+    assert blocks == {"ffn_in": 8, "query": 4, "word_embedding": 8}  # weights that a code of 8 bits stands for
     for bits in (3.0, 2.5, 2.0):
         paper, student = load_preset(f"aqbert-{bits}"), load_preset(f"distil-{bits}")
         assert paper.encoder_bits == student.encoder_bits == bits
