@@ -405,7 +405,7 @@ class Pareto:
     resume: bool = False
     """Go on with an interrupted sweep, and try failed trials again."""
     patience_seconds: float = 90.0
-    """A trial whose worker has not been heard of for so long is run again."""
+    """A trial whose worker has not been heard of for so long, 30 at least, is run again."""
 
     def run(self, progress: Progress) -> None:
         import dataclasses
@@ -456,7 +456,7 @@ class ParetoWorker:
     """Where the sweep's model is here, if elsewhere."""
     data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
     patience_seconds: float = 90.0
-    """A trial whose worker has not been heard of for so long is run again."""
+    """A trial whose worker has not been heard of for so long, 30 at least, is run again."""
 
     def run(self, progress: Progress) -> None:
         from autoquant.pareto.worker import join

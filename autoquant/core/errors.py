@@ -29,6 +29,10 @@ class RunError(AutoquantError):
     """A run directory is locked, unwritable, or belongs to other settings."""
 
 
+class LockedError(RunError):
+    """A run directory is in use by a process that lives: waiting helps."""
+
+
 class CheckpointError(AutoquantError):
     """A checkpoint or packed file is corrupt, truncated or foreign."""
 

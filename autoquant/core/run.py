@@ -30,7 +30,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from autoquant.core.errors import CheckpointError, RunError
+from autoquant.core.errors import CheckpointError, LockedError, RunError
 
 MIB = 2**20
 TEMPORARY_SUFFIX = ".autoquant.tmp"
@@ -400,7 +400,7 @@ def _locked(path: Path) -> Iterator[None]:
         except Timeout as error:
             pid = holder.read_text().strip() if holder.exists() else ""
             who = f"process {pid}" if pid else "another process"
-            raise RunError(f"{path} is in use by {who}: wait for it, stop it, or give another --run-dir.") from error
+            raise LockedError(f"{path} is in use by {who}: wait for it, stop it, or give another --run-dir.") from error
     try:
         with disk_errors(path):
             holder.write_text(f"{os.getpid()}\n")

@@ -23,8 +23,9 @@ import optuna
 from optuna.trial import Trial, TrialState
 
 from autoquant import pipeline
+from autoquant.assets import default_backbone
 from autoquant.core.cost import MIB, SizeBudget
-from autoquant.core.errors import BudgetError, RunError, SpaceError
+from autoquant.core.errors import BudgetError, CheckpointError, RunError, SpaceError
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.run import differences
 from autoquant.core.settings import Recipe, from_mapping, load_preset
@@ -35,7 +36,7 @@ from autoquant.pareto.latency import FORMAT, TEXTS, latency_ms
 from autoquant.pareto.report import write_report
 from autoquant.pareto.results import OBJECTIVES, Point, Sweep
 from autoquant.pareto.storage import default_storage, open_storage, storage_errors, without_password
-from autoquant.pareto.trials import PATIENCE, Counts, Plan, by_cell, enqueue_missing, owner, work
+from autoquant.pareto.trials import PATIENCE, Counts, Plan, by_cell, check_patience, count, enqueue_missing, owner, work
 from autoquant.pareto.tuning import SAMPLERS, Range, apply_settings, parse_range, suggest
 from autoquant.shared import SharedParts, cell_name, drop_copies, mib_text, pivot_budget, weights_sha256
 from autoquant.tasks.data import TaskData
@@ -51,7 +52,8 @@ TUNING_NOTE = "The metric is that on a fifth of the training file, which no tria
 class SweepSettings:
     """What identifies a sweep; every worker must have the same, so it is kept in the study."""
 
-    model: str
+    model: str | None
+    """None for the embedded one, which every machine has in a place of its own."""
     task: str
     data: Mapping[str, str]
     """sha256 of train and evaluation."""
@@ -107,7 +109,7 @@ class SweepSettings:
 
     def command(self) -> str:
         """The `autoquant pareto` command that makes this sweep."""
-        parts = ["autoquant", "pareto", "--model", self.model, *data_options(self.task)]
+        parts = ["autoquant", "pareto", *(["--model", self.model] if self.model else []), *data_options(self.task)]
         parts += ["--budgets", ",".join(map(mib_number, self.budgets))]
         parts += ["--count", self.count] if self.count != "file" else []
         parts += ["--strategies", *self.strategies, "--seeds", *map(str, self.seeds)]
@@ -166,6 +168,13 @@ class Measurer:
         self.machine = Machine(**settings.machine)
         self.data = tuning_data(data) if settings.tune else data
 
+    def check(self) -> None:
+        """Raise, before a trial is claimed, for what this machine lacks: the device, the exporter, the sweep's teacher."""
+        self.machine.check()
+        if "latency" in self.settings.objectives:
+            EXPORTERS[FORMAT].check()
+        _ = self.teacher
+
     def __call__(self, trial: Trial) -> list[float]:
         """Measure a trial's cell; its result goes into the study, so that no other file is needed to draw the front."""
         cell, params = trial.user_attrs["cell"], trial.params
@@ -187,7 +196,7 @@ class Measurer:
             machine=self.machine,
             resume=True,
             progress=self.progress,
-            shared=self.parts.for_run(recipe, budget, params["seed"]),
+            shared=self.shared(recipe, budget, params["seed"]),
         )
         metrics = result.metrics
         latency = self.latency(result.model_dir) if "latency" in self.settings.objectives else None
@@ -207,6 +216,13 @@ class Measurer:
         trial.set_user_attr("full_precision", {**full, "name": metrics["metric"]["name"]})
         trial.set_user_attr("point", {k: v for k, v in dataclasses.asdict(point).items() if k != "allocation"})
         return [point.value(name) for name in self.settings.objectives]
+
+    def shared(self, recipe: Recipe, budget: SizeBudget, seed: int) -> pipeline.Shared:
+        """What the trial takes over. Raises RunError for damage in shared/, which every trial here would meet."""
+        try:
+            return self.parts.for_run(recipe, budget, seed)
+        except CheckpointError as error:
+            raise RunError(str(error)) from error
 
     def latency(self, model_dir: Path) -> float:
         """Milliseconds a training text takes in the exported file."""
@@ -294,11 +310,12 @@ def sweep(
     """
     recipe, machine, progress = recipe or load_preset("default"), machine or Machine(), progress or SilentProgress()
     machine.check()
+    check_patience(patience)
     if latency:
         EXPORTERS[FORMAT].check()
-    model, data = pipeline.resolve_inputs(model, data)
+    path, data = pipeline.resolve_inputs(model, data)
     settings = SweepSettings(
-        model=str(model),
+        model=None if model is None else str(model),
         task=data.task.name,
         data={"train": data.train.sha256(), "evaluation": data.evaluation.sha256()},
         budgets=spread_budgets(budgets, points),
@@ -316,7 +333,7 @@ def sweep(
         objectives=("size", "metric", "latency") if latency else ("size", "metric"),
         data_source=data_source,
     )
-    blueprint = Blueprint.draw(str(model), data, recipe, max_length, trim_positions)
+    blueprint = Blueprint.draw(path, data, recipe, max_length, trim_positions)
     for size in settings.budgets:
         blueprint.table(pipeline.resolve_budget(SizeBudget(size, count), blueprint))
     folder = Path(run_dir)
@@ -327,7 +344,7 @@ def sweep(
             adopt_points(study, settings, Sweep.read_cells(cells))
         enqueue_missing(study, make_plan(settings), retry_failed=resume)
         progress.say(f"Join from elsewhere: autoquant pareto-worker --study {name} --storage {without_password(storage)}")
-        return run_worker(study, settings, data, folder, str(model), progress, patience, cells)
+        return run_worker(study, settings, data, folder, path, progress, patience, cells)
 
 
 def create_study(storage: str, name: str, settings: SweepSettings, resume: bool) -> optuna.Study:
@@ -343,7 +360,10 @@ def create_study(storage: str, name: str, settings: SweepSettings, resume: bool)
         study = optuna.load_study(study_name=name, storage=opened)
         if SETTINGS not in study.user_attrs:  # killed in between
             study.set_user_attr(SETTINGS, settings.to_json())
-        changed = differences(study.user_attrs[SETTINGS], settings.to_json())
+        known = study.user_attrs[SETTINGS]
+        if settings.model is None and known["model"] == str(default_backbone()):  # as studies once kept it
+            known = {**known, "model": None}
+        changed = differences(known, settings.to_json(), {"recipe": dataclasses.asdict(Recipe())})
         if changed:
             raise RunError(f"The sweep '{name}' has other settings ({'; '.join(changed)}): resume with the same ones.") from None
     study.sampler = make_sampler(settings, settings.seeds[0])
@@ -375,7 +395,11 @@ def run_worker(
         if cells is not None:
             found.write_cells(cells)
 
-    counts = work(study, make_plan(settings), measurer, progress.say, finished, patience)
+    plan = make_plan(settings)
+    before = count(study, plan)
+    if before.running or before.waiting:
+        measurer.check()
+    counts = work(study, plan, measurer, progress.say, finished, patience)
     found = write_results(study, settings, folder)
     show(found, counts, folder, progress)
     return found

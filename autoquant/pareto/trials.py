@@ -21,11 +21,24 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from autoquant.core.errors import AutoquantError, TrainingError
+from autoquant.core.errors import (
+    AutoquantError,
+    BudgetError,
+    CheckpointError,
+    DataError,
+    LockedError,
+    RunError,
+    SpaceError,
+    TrainingError,
+)
 
 ACTIVE = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
-LONGEST_NAP = 5.0
+CELL_ERRORS = (BudgetError, SpaceError, DataError, TrainingError, CheckpointError)
+"""What another machine would meet too, as data and settings are the same there; any other error is this machine's own."""
+NAP = 5.0
+BEAT = 10.0  # seconds between two beats, the same for every worker: each judges the others by its own patience
 PATIENCE = 90.0  # seconds without a beat after which a worker counts as dead
+FEWEST_BEATS = 3  # that must be missed
 MOST_KILLS = 10  # attempts at a cell whose worker dies every time, as one that exhausts the memory does
 
 
@@ -119,8 +132,9 @@ def owner(trials: list[FrozenTrial]) -> FrozenTrial | None:
 
 
 def is_lost(trials: list[FrozenTrial]) -> bool:
-    """Whether nobody has the cell, the last attempt ended in a killed worker, not in an error, and there may be another one."""
-    return owner(trials) is None and "error" not in trials[-1].user_attrs and len(trials) < MOST_KILLS
+    """Whether nobody has the cell, the last attempt ended with its worker, not in an error, and there may be another one."""
+    killed = sum("released" not in trial.user_attrs for trial in trials)
+    return owner(trials) is None and "error" not in trials[-1].user_attrs and killed < MOST_KILLS
 
 
 def count(study: optuna.Study, plan: Plan) -> Counts:
@@ -182,6 +196,15 @@ def _owns(study: optuna.Study, trial: Trial, plan: Plan) -> bool:
 Measure = Callable[[Trial], list[float]]
 
 
+def check_patience(seconds: float) -> None:
+    """Raise RunError for a patience that would take live workers for dead."""
+    if not seconds >= FEWEST_BEATS * BEAT:
+        raise RunError(
+            f"--patience-seconds {seconds:g} is too short: workers give a sign of life every {BEAT:g} s; "
+            f"give {FEWEST_BEATS * BEAT:g} or more."
+        )
+
+
 def work(
     study: optuna.Study,
     plan: Plan,
@@ -193,10 +216,11 @@ def work(
     """Run trials until every cell is done or failed, waiting for those of other workers: theirs may have to be taken over.
 
     `finished` is called with each cell that this worker finishes; a trial that stands still for `patience` seconds is taken to
-    be dead. An AutoquantError fails its cell, and the sweep goes on;
-    anything else stops the worker, whose trial others then retry.
+    be dead. One of CELL_ERRORS fails its cell, and the sweep goes on; anything else, such as a full disk, stops this worker,
+    whose trial others then retry.
     """
-    watch, said, beat_seconds = Watch(patience), "", patience / 5
+    check_patience(patience)
+    watch, said = Watch(patience), ""
     while True:
         fail_dead(study, watch)
         trial = claim(study, plan)
@@ -204,34 +228,49 @@ def work(
         if counts.line() != said:
             say(said := counts.line())
         if trial is not None:
-            if _attempt(study, trial, measure, say, beat_seconds):
+            if _attempt(study, trial, measure, say):
                 finished(trial.user_attrs["cell"])
         elif counts.running or counts.waiting:
-            time.sleep(min(beat_seconds, LONGEST_NAP))
+            time.sleep(NAP)
         else:
             return counts
 
 
-def _attempt(study: optuna.Study, trial: Trial, measure: Measure, say: Callable[[str], None], beat_seconds: float) -> bool:
+def _attempt(study: optuna.Study, trial: Trial, measure: Measure, say: Callable[[str], None]) -> bool:
     """Measure a trial and tell the study; whether that is the cell's result."""
     cell = trial.user_attrs["cell"]
     say(f"Trial {cell}")
     try:
-        with beating(trial, beat_seconds):
-            values = _finite(measure(trial))
+        with beating(trial, BEAT):
+            values = _finite(_patiently(measure, trial, say))
         if study.tell(trial, values, skip_if_finished=True).state == TrialState.COMPLETE:
             return True
-    except AutoquantError as error:
-        if _fail(study, trial, str(error)):
+    except CELL_ERRORS as error:
+        if _fail(study, trial, "error", str(error)):
             say(f"Trial {cell} failed: {error}")
             return False
     except UpdateFinishedTrialError:
         pass
+    except (AutoquantError, KeyboardInterrupt) as error:
+        _fail(study, trial, "released", str(error) or "interrupted")  # not the cell's fault: it is tried again
+        raise
     except BaseException:
-        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)  # not an error of the trial: it is tried again
+        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         raise
     say(f"Trial {cell} was taken over by another worker, which thought this one dead: this result is dropped.")
     return False
+
+
+def _patiently(measure: Measure, trial: Trial, say: Callable[[str], None]) -> list[float]:
+    """Measure, once nobody else holds the trial's folder: a live process that was thought dead may yet finish it."""
+    said = ""
+    while True:
+        try:
+            return measure(trial)
+        except LockedError as error:
+            if str(error) != said:
+                say(f"Waiting: {(said := str(error))}")
+            time.sleep(NAP)
 
 
 def _finite(values: list[float]) -> list[float]:
@@ -240,10 +279,10 @@ def _finite(values: list[float]) -> list[float]:
     return values
 
 
-def _fail(study: optuna.Study, trial: Trial, error: str) -> bool:
-    """Record an error; False if the trial is no longer this worker's."""
+def _fail(study: optuna.Study, trial: Trial, kind: str, reason: str) -> bool:
+    """Give a trial up and record why, under `kind`; False if it is no longer this worker's."""
     try:
-        trial.set_user_attr("error", error)
+        trial.set_user_attr(kind, reason)
     except UpdateFinishedTrialError:
         return False
     study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)

@@ -13,7 +13,8 @@ from autoquant.core.progress import Progress, SilentProgress
 from autoquant.pareto.results import Sweep
 from autoquant.pareto.storage import open_storage, storage_errors, without_password
 from autoquant.pareto.sweep import SETTINGS, SweepSettings, make_sampler, run_worker
-from autoquant.pareto.trials import PATIENCE
+from autoquant.pareto.trials import PATIENCE, check_patience
+from autoquant.pipeline import resolve_inputs
 from autoquant.tasks.data import TaskData
 
 
@@ -34,6 +35,7 @@ def join(
     the data are not the sweep's.
     """
     progress = progress or SilentProgress()
+    check_patience(patience)
     with storage_errors(storage):
         opened = open_storage(storage)
         try:
@@ -50,4 +52,5 @@ def join(
             raise RunError(
                 f"The data here is not that of the sweep '{study_name}': give its --task and --data-dir, or its files."
             )
-        return run_worker(study, settings, data, Path(run_dir), model or settings.model, progress, patience)
+        path, _ = resolve_inputs(model or settings.model, data)
+        return run_worker(study, settings, data, Path(run_dir), path, progress, patience)

@@ -17,9 +17,12 @@ from optuna.trial import TrialState
 from autoquant import cli
 from autoquant.core.errors import RunError
 from autoquant.core.run import file_sha256
+from autoquant.core.settings import load_preset
+from autoquant.pareto import sweep as sweeps
+from autoquant.pareto import trials
 from autoquant.pareto.results import Sweep
 from autoquant.pareto.storage import open_storage
-from autoquant.pareto.sweep import spread_budgets, sweep
+from autoquant.pareto.sweep import SweepSettings, spread_budgets, sweep
 from autoquant.pareto.trials import by_cell
 from autoquant.shared import pivot_budget
 from runs import FEWEST, MACHINE, Reference, log_of, metrics_of, reference, start, task
@@ -33,7 +36,7 @@ CELLS = sorted(f"{strategy}-{size}MiB-seed0" for size in (0.018, 0.024) for stra
 def arguments(reference: Reference, run_dir: Path, *more: object) -> list[str]:
     files = task(reference.run_dir / "teacher", reference.data)
     fixed = [*MACHINE, *FEWEST, "--recovery.mrem-steps", "0", "--max-length", "32", "--budgets", BUDGETS]
-    return ["pareto", *files, *fixed, "--run-dir", str(run_dir), "--patience-seconds", "5", *map(str, more)]
+    return ["pareto", *files, *fixed, "--run-dir", str(run_dir), "--patience-seconds", "30", *map(str, more)]
 
 
 @pytest.fixture
@@ -216,7 +219,16 @@ def steps_of(run_dir: Path) -> list[tuple[str, int]]:
     return [(line["stage"], line["step"]) for line in lines if "step" in line]
 
 
-def test_sigkill_in_a_trial_loses_nothing_and_runs_nothing_twice(finished: Path, reference: Reference, tmp_path: Path) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options of a process that notices dead workers soon."""
+    monkeypatch.setattr(trials, "BEAT", 1.0)
+    return ["--patience-seconds", "3"]
+
+
+def test_sigkill_in_a_trial_loses_nothing_and_runs_nothing_twice(
+    finished: Path, reference: Reference, tmp_path: Path, impatient: list[str]
+) -> None:
     run_dir, more = tmp_path / finished.name, ["--checkpoint-seconds", "0"]
     victim = run_dir / "trials" / CELLS[1]
     process = start(arguments(reference, run_dir, *more))
@@ -227,13 +239,13 @@ def test_sigkill_in_a_trial_loses_nothing_and_runs_nothing_twice(finished: Path,
         process.kill()
         process.communicate()
     assert not (victim / "metrics.json").exists()
-    cli.main(arguments(reference, run_dir, *more, "--resume"))
+    cli.main(arguments(reference, run_dir, *more, *impatient, "--resume"))
     ours, undisturbed = Sweep.read(run_dir), Sweep.read(finished)
     for point, expected in zip(ours.points, undisturbed.points, strict=True):
         assert (point.cell, point.metric, point.allocation) == (expected.cell, expected.metric, expected.allocation)
     for cell in CELLS:
         assert steps_of(run_dir / "trials" / cell) == steps_of(finished / "trials" / cell)
-    attempts = {cell: [t.state for t in trials] for cell, trials in by_cell(trials_of(sqlite(run_dir), run_dir.name)).items()}
+    attempts = {cell: [t.state for t in those] for cell, those in by_cell(trials_of(sqlite(run_dir), run_dir.name)).items()}
     assert attempts.pop(CELLS[1]) == [TrialState.FAIL, TrialState.COMPLETE]
     assert list(attempts.values()) == [[TrialState.COMPLETE]] * 3
 
@@ -254,7 +266,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def assert_shared_by_two(reference: Reference, storage: str, tmp_path: Path) -> None:
     """A sweep and a worker that joins it, killed and replaced: every cell is measured once, whoever does it."""
     begun = start(arguments(reference, tmp_path / "one", "--storage", storage, "--study", "shared"))
-    join = ["pareto-worker", "--study", "shared", "--storage", storage, "--patience-seconds", "5"]
+    join = ["pareto-worker", "--study", "shared", "--storage", storage, "--patience-seconds", "30"]
     workers = [begun]
     try:
         wait_for(lambda: bool(log_of(tmp_path / "one" / "trials" / CELLS[0])), begun)
@@ -270,7 +282,7 @@ def assert_shared_by_two(reference: Reference, storage: str, tmp_path: Path) -> 
         for process in workers:
             process.kill()
             process.communicate()
-    states = {cell: [t.state for t in trials] for cell, trials in by_cell(trials_of(storage, "shared")).items()}
+    states = {cell: [t.state for t in those] for cell, those in by_cell(trials_of(storage, "shared")).items()}
     assert sorted(states) == CELLS
     assert all(attempts.count(TrialState.COMPLETE) == 1 and attempts[-1] == TrialState.COMPLETE for attempts in states.values())
     one, two = Sweep.read(tmp_path / "one"), Sweep.read(tmp_path / "two")
@@ -314,6 +326,7 @@ def refusal(arguments_: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--tune", "recovery.steps=5", "--trials", "3", "--strategies", "dnas"], "is no range"),
         (["--tune", "recovery.colour=1:5", "--trials", "3", "--strategies", "dnas"], "a recipe has no such setting"),
         (["--search.derive", "argmax"], "give --no-reuse-search"),
+        (["--patience-seconds", "0"], "--patience-seconds 0 is too short"),
         (["--storage", "nosuchdb://x"], "is no storage"),
         (["--storage", "postgresql://me:secret@localhost:1/x"], "Cannot use the storage postgresql://me:***@localhost:1/x"),
     ],
@@ -338,6 +351,58 @@ def test_a_worker_needs_the_study_and_its_data(finished: Path, tmp_path: Path, c
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"word{i},{i % 2}\n" for i in range(40)), "utf-8")
     other = ["--train-file", str(tmp_path / "a.csv"), "--eval-file", str(tmp_path / "a.csv")]
     assert "The data here is not that of the sweep" in refusal([*join, "--study", "sweep", *other], capsys)
+
+
+def begun(arguments_: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep stopped with Ctrl-C before its first trial."""
+
+    def stop(*anything: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "work", stop)
+        with pytest.raises(SystemExit, match="130"):
+            cli.main(arguments_)
+
+
+def test_a_worker_with_another_teacher_leaves_and_fails_nothing(
+    reference: Reference,
+    tiny_classifier_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    begun(arguments(reference, tmp_path / "one"), monkeypatch)
+    join = ["pareto-worker", "--study", "one", "--storage", sqlite(tmp_path / "one"), "--run-dir", str(tmp_path / "two")]
+    assert "The sweep's teacher has sha256" in refusal([*join, "--model", str(tiny_classifier_dir)], capsys)
+    assert [t.state for t in trials_of(sqlite(tmp_path / "one"), "one")] == [TrialState.WAITING] * 4
+
+
+def test_a_worker_without_the_exporter_leaves_and_fails_nothing(
+    reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from autoquant.export.onnx import exporter
+
+    begun(arguments(reference, tmp_path / "one", "--latency"), monkeypatch)
+    monkeypatch.setattr(exporter, "PACKAGES", ("no_such_package",))
+    join = ["pareto-worker", "--study", "one", "--storage", sqlite(tmp_path / "one"), "--run-dir", str(tmp_path / "two")]
+    assert "The ONNX export needs no_such_package" in refusal(join, capsys)
+    assert [t.state for t in trials_of(sqlite(tmp_path / "one"), "one")] == [TrialState.WAITING] * 4
+
+
+def test_the_embedded_model_is_each_machine_s_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sweeps, "default_backbone", lambda: Path("/first/cache/model"))
+    recipe, machine = load_preset("default"), {"device": "cpu", "threads": 1, "precision": "fp32", "compile": False}
+    settings = SweepSettings(
+        None, "movies", {"train": "a", "evaluation": "b"}, (2**20,), "file", ("dnas",), (0,), recipe, 32, False, machine, True
+    )
+    assert "--model" not in settings.command()
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    sweeps.create_study(storage, "old", dataclasses.replace(settings, model="/first/cache/model"), resume=False)
+    sweeps.create_study(storage, "old", settings, resume=True)  # as studies once kept it
+    sweeps.create_study(storage, "new", settings, resume=False)
+    with pytest.raises(RunError, match="model: was null, now"):
+        sweeps.create_study(storage, "new", dataclasses.replace(settings, model="mine"), resume=True)
 
 
 def test_points_are_even_on_a_log_scale() -> None:

@@ -10,9 +10,23 @@ import optuna
 import pytest
 from optuna.trial import Trial, TrialState
 
-from autoquant.core.errors import TrainingError
+from autoquant.core.errors import LockedError, ModelError, RunError, TrainingError
+from autoquant.pareto import trials
 from autoquant.pareto.storage import open_storage
-from autoquant.pareto.trials import Plan, Watch, beating, by_cell, claim, count, enqueue_missing, fail_dead, owner, work
+from autoquant.pareto.trials import (
+    MOST_KILLS,
+    Plan,
+    Watch,
+    beating,
+    by_cell,
+    check_patience,
+    claim,
+    count,
+    enqueue_missing,
+    fail_dead,
+    owner,
+    work,
+)
 
 NAMES = ("a", "b", "c", "d")
 
@@ -195,3 +209,60 @@ def test_progress_counts_cells(open_study: Callable[[], optuna.Study]) -> None:
     assert count(study, GRID).line() == "Sweep: 0 of 4 trials done, 0 running, 4 waiting, 0 failed"
     claim(study, GRID)
     assert count(study, GRID).line() == "Sweep: 0 of 4 trials done, 1 running, 3 waiting, 0 failed"
+
+
+@pytest.mark.parametrize("kind", [RunError, ModelError, KeyboardInterrupt])
+def test_what_is_wrong_here_stops_this_worker_and_fails_no_cell(
+    kind: type[BaseException], open_study: Callable[[], optuna.Study]
+) -> None:
+    study, plan = open_study(), Plan({"a": {"name": "a"}}, suggest)
+
+    def without_space(trial: Trial) -> list[float]:
+        raise kind("No space left.")
+
+    for _ in range(MOST_KILLS + 1):  # however often it is started
+        with pytest.raises(kind):
+            work(study, plan, without_space, silent)
+    assert (count(study, plan).waiting, count(study, plan).failed) == (1, 0)
+    assert work(open_study(), plan, lambda trial: [1.0, 2.0], silent).done == 1
+
+
+def test_a_folder_that_a_live_process_holds_is_waited_for(
+    open_study: Callable[[], optuna.Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "NAP", 0.0)
+    said: list[str] = []
+
+    def measure(trial: Trial) -> list[float]:
+        if sum("Waiting" in line for line in said) == 0 or len(said) < 3:
+            said.append("tried")
+            raise LockedError("trials/a is in use by process 7")
+        return [1.0, 2.0]
+
+    plan = Plan({"a": {"name": "a"}}, suggest)
+    assert work(open_study(), plan, measure, said.append).done == 1
+    assert states(open_study())["a"] == ["COMPLETE"]
+    assert said.count("Waiting: trials/a is in use by process 7") == 1
+
+
+def test_a_patient_worker_s_trial_is_alive_to_an_impatient_one(
+    open_study: Callable[[], optuna.Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "BEAT", 0.05)
+    study, plan, watch = open_study(), Plan({"a": {"name": "a"}}, suggest), Watch(grace=1.0)
+
+    def measure(trial: Trial) -> list[float]:
+        for _ in range(15):
+            fail_dead(study, watch)
+            threading.Event().wait(0.1)
+        return [1.0, 2.0]
+
+    assert work(open_study(), plan, measure, silent, patience=10000).done == 1
+    assert states(study)["a"] == ["COMPLETE"]
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 29.9, math.nan])
+def test_a_patience_shorter_than_three_beats_is_refused(seconds: float, open_study: Callable[[], optuna.Study]) -> None:
+    with pytest.raises(RunError, match="is too short: workers give a sign of life every 10 s; give 30 or more"):
+        work(open_study(), GRID, lambda trial: [1.0, 2.0], silent, patience=seconds)
+    check_patience(30)
