@@ -220,13 +220,21 @@ def finetune_teacher(
     blueprint = Blueprint.draw(str(model), data, recipe, max_length, trim_positions=False)
     if blueprint.source.load(seed)[1]:
         raise ModelError(f"{model} already has a trained head: give it to `autoquant search --model` as it is.")
+    return keep_teacher(blueprint, run_dir, seed, machine, resume, progress)
+
+
+def keep_teacher(
+    blueprint: Blueprint, run_dir: str | Path, seed: int, machine: Machine, resume: bool, progress: Progress
+) -> tuple[Path, dict[str, Any]]:
+    """The same for any model: one that has a trained head is kept as it is, in one file, wherever it came from."""
+    recipe = blueprint.recipe
     settings = {
-        "model": str(model),
-        "data": {"train": data.train.sha256()},
+        "model": blueprint.source.path,
+        "data": {"train": blueprint.data.train.sha256()},
         "teacher": dataclasses.asdict(recipe.teacher),
         "held_out": recipe.search.held_out,
         "seed": seed,
-        "max_length": max_length,
+        "max_length": blueprint.max_length,
         "machine": machine.identity(),
     }
     with RunDirectory.open(run_dir, settings, resume, expected_bytes=4 * blueprint.full_bytes()) as run:

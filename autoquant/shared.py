@@ -1,6 +1,6 @@
 """What do several runs of one model and data share? The teacher, and by seed calibration and searches: made once, then adopted.
 
-teacher/            the full-precision model, where the model that was given has no trained head
+teacher/            the full-precision model: a copy of the one that was given, fine-tuned if it had no trained head
 seed<n>-<key>/      calibration and searches of all runs with this seed and the same settings up to recovery
 """
 
@@ -61,22 +61,14 @@ class SharedParts:
 
     @cached_property
     def teacher(self) -> str:
-        """A fine-tuned classifier: the model as given if it has a head, else fine-tuned once."""
+        """A fine-tuned classifier in teacher/: the model as given if it has a head, else fine-tuned once.
+
+        A copy even of the former, since a hub id or a model in several files has no file whose hash says which one it is.
+        """
         blueprint = Blueprint.draw(self.model, self.data, self.recipe, self.max_length, trim_positions=False)
-        if blueprint.source.load(self.seed)[1]:
-            return self.model
         with self._alone("teacher"):
-            folder, _ = pipeline.finetune_teacher(
-                self.model,
-                self.data,
-                recipe=self.recipe,
-                run_dir=self.folder / "teacher",
-                seed=self.seed,
-                max_length=self.max_length,
-                machine=self.machine,
-                resume=True,
-                progress=self.progress,
-            )
+            run_dir = self.folder / "teacher"
+            folder, _ = pipeline.keep_teacher(blueprint, run_dir, self.seed, self.machine, True, self.progress)
         return str(folder)
 
     def for_run(self, recipe: Recipe, budget: SizeBudget, seed: int) -> pipeline.Shared:

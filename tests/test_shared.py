@@ -4,15 +4,19 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertForSequenceClassification
 
 from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import SilentProgress
 from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe, RecoverySettings, SearchSettings, TeacherSettings
-from autoquant.shared import SharedParts, cell_name, drop_copies, pivot_budget
+from autoquant.shared import SharedParts, cell_name, drop_copies, pivot_budget, weights_sha256
 from autoquant.supernet.mixing import KERNELS
 from autoquant.tasks.load import load_glue
 from autoquant.workspace import Machine
+from conftest import save_tokenizer
 
 RECIPE = Recipe(search=SearchSettings(steps=2, calibration_samples=32), teacher=TeacherSettings(epochs=1))
 
@@ -46,6 +50,19 @@ def test_one_teacher_and_one_search_for_all(parts: SharedParts) -> None:
     assert list(parts.folder.glob("seed0-*")) == [folder]
     assert set(parts.prepared(RECIPE, 0).results) == {"dnas", "reversed"}
     assert parts.prepared(RECIPE, 0).peaks_mib["search-dnas"] > 1
+
+
+def test_a_model_with_a_head_in_several_files_is_kept_in_one(
+    parts: SharedParts, tiny_classifier: BertForSequenceClassification, tmp_path: Path
+) -> None:
+    tiny_classifier.save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
+    save_tokenizer(tmp_path / "sharded")
+    assert not (tmp_path / "sharded" / "model.safetensors").exists()
+    headed = dataclasses.replace(parts, model=str(tmp_path / "sharded"))
+    assert len(weights_sha256(headed.teacher)) == 64
+    kept = load_file(Path(headed.teacher) / "model.safetensors")
+    assert torch.equal(kept["classifier.weight"], tiny_classifier.classifier.weight)
+    assert RunDirectory(parts.folder / "teacher").read_log() == []  # not trained
 
 
 def test_most_probable_choices_cannot_be_shared(parts: SharedParts) -> None:

@@ -72,15 +72,32 @@ def _lock_early(engine: Engine) -> None:
 
 @contextmanager
 def storage_errors(storage: str) -> Iterator[None]:
-    """Turn what databases raise into one RunError line with the remedy."""
+    """Turn what opening a storage and loading a study raise into one RunError line with the remedy; nothing else belongs inside,
+    since a ValueError, ImportError or OSError of a trial would read as the storage's."""
     try:
-        yield
+        with database_errors(storage):
+            yield
     except ImportError as error:
         raise RunError(f"No driver for {without_password(storage)}: pip install 'autoquant-bert[postgres]' or yours.") from error
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise RunError(
             f"'{storage.partition('://')[0]}://...' is no storage: give a URL such as postgresql://user@host/db or a file's path."
         ) from error
-    except (SQLAlchemyError, StorageInternalError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0][:160]
-        raise RunError(f"Cannot use the storage {without_password(storage)} ({reason}): is it there and writable?") from error
+    except OSError as error:
+        raise _unusable(storage, error) from error
+
+
+@contextmanager
+def database_errors(storage: str) -> Iterator[None]:
+    """Turn what only a database raises, as when its server goes away, into one RunError line."""
+    try:
+        yield
+    except (ArgumentError, NoSuchModuleError):  # of the URL: `storage_errors` knows better
+        raise
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise _unusable(storage, error) from error
+
+
+def _unusable(storage: str, error: Exception) -> RunError:
+    reason = str(error).strip().partition("\n")[0][:160]
+    return RunError(f"Cannot use the storage {without_password(storage)} ({reason}): is it there and writable?")

@@ -35,7 +35,7 @@ from autoquant.pareto.command import common_options, data_options, mib_number
 from autoquant.pareto.latency import FORMAT, TEXTS, latency_ms
 from autoquant.pareto.report import write_report
 from autoquant.pareto.results import OBJECTIVES, Point, Sweep
-from autoquant.pareto.storage import default_storage, open_storage, storage_errors, without_password
+from autoquant.pareto.storage import database_errors, default_storage, open_storage, storage_errors, without_password
 from autoquant.pareto.trials import PATIENCE, Counts, Plan, by_cell, check_patience, count, enqueue_missing, owner, work
 from autoquant.pareto.tuning import SAMPLERS, Range, apply_settings, parse_range, suggest
 from autoquant.shared import SharedParts, cell_name, drop_copies, mib_text, pivot_budget, weights_sha256
@@ -340,6 +340,7 @@ def sweep(
     storage, name = storage or default_storage(folder), study_name or folder.absolute().name
     with storage_errors(storage):
         study = create_study(storage, name, settings, resume)
+    with database_errors(storage):
         if cells is not None:
             adopt_points(study, settings, Sweep.read_cells(cells))
         enqueue_missing(study, make_plan(settings), retry_failed=resume)
@@ -366,12 +367,14 @@ def create_study(storage: str, name: str, settings: SweepSettings, resume: bool)
         changed = differences(known, settings.to_json(), {"recipe": dataclasses.asdict(Recipe())})
         if changed:
             raise RunError(f"The sweep '{name}' has other settings ({'; '.join(changed)}): resume with the same ones.") from None
-    study.sampler = make_sampler(settings, settings.seeds[0])
+    # a sampler begins its draws anew in every process: of the seed alone, a resumed sweep would repeat those of the first
+    drawn = len(study.get_trials(deepcopy=False))
+    study.sampler = make_sampler(settings, int(np.random.SeedSequence((settings.seeds[0], drawn)).generate_state(1)[0]))
     return study
 
 
 def make_sampler(settings: SweepSettings, seed: int | None) -> optuna.samplers.BaseSampler:
-    """The sampler of a tuned sweep; workers that join must not have the seed of the first, or they would draw the same."""
+    """The sampler of a tuned sweep; workers that join have no seed, or those that come together would draw the same."""
     return SAMPLERS[settings.sampler](seed) if settings.tune else optuna.samplers.RandomSampler(seed)
 
 

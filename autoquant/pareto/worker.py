@@ -11,7 +11,7 @@ import optuna
 from autoquant.core.errors import RunError
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.pareto.results import Sweep
-from autoquant.pareto.storage import open_storage, storage_errors, without_password
+from autoquant.pareto.storage import database_errors, open_storage, storage_errors, without_password
 from autoquant.pareto.sweep import SETTINGS, SweepSettings, make_sampler, run_worker
 from autoquant.pareto.trials import PATIENCE, check_patience
 from autoquant.pipeline import resolve_inputs
@@ -43,14 +43,14 @@ def join(
         except KeyError as error:
             known = ", ".join(sorted(optuna.get_all_study_names(opened))) or "none"
             raise RunError(f"No sweep '{study_name}' in {without_password(storage)}; there: {known}.") from error
-        if SETTINGS not in study.user_attrs:
-            raise RunError(f"'{study_name}' is no sweep of autoquant, or one that is just being made: try again.")
-        settings = SweepSettings.from_json(study.user_attrs[SETTINGS])
-        study.sampler = make_sampler(settings, None)
-        data = load_data(settings.data_source)
-        if {"train": data.train.sha256(), "evaluation": data.evaluation.sha256()} != dict(settings.data):
-            raise RunError(
-                f"The data here is not that of the sweep '{study_name}': give its --task and --data-dir, or its files."
-            )
-        path, _ = resolve_inputs(model or settings.model, data)
+        recorded = study.user_attrs.get(SETTINGS)
+    if recorded is None:
+        raise RunError(f"'{study_name}' is no sweep of autoquant, or one that is just being made: try again.")
+    settings = SweepSettings.from_json(recorded)
+    study.sampler = make_sampler(settings, None)
+    data = load_data(settings.data_source)
+    if {"train": data.train.sha256(), "evaluation": data.evaluation.sha256()} != dict(settings.data):
+        raise RunError(f"The data here is not that of the sweep '{study_name}': give its --task and --data-dir, or its files.")
+    path, _ = resolve_inputs(model or settings.model, data)
+    with database_errors(storage):
         return run_worker(study, settings, data, Path(run_dir), path, progress, patience)

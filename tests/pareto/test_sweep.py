@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -22,8 +23,8 @@ from autoquant.pareto import sweep as sweeps
 from autoquant.pareto import trials
 from autoquant.pareto.results import Sweep
 from autoquant.pareto.storage import open_storage
-from autoquant.pareto.sweep import SweepSettings, spread_budgets, sweep
-from autoquant.pareto.trials import by_cell
+from autoquant.pareto.sweep import SweepSettings, make_plan, spread_budgets, sweep
+from autoquant.pareto.trials import by_cell, claim
 from autoquant.shared import pivot_budget
 from runs import FEWEST, MACHINE, Reference, log_of, metrics_of, reference, start, task
 
@@ -46,6 +47,26 @@ def finished(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> 
     if not (run_dir / "report.html").exists():
         cli.main(arguments(reference, run_dir))
     return run_dir
+
+
+def settings_of(**more: Any) -> SweepSettings:
+    """The settings of a sweep that nobody runs."""
+    machine = {"device": "cpu", "threads": 1, "precision": "fp32", "compile": False}
+    settings = SweepSettings(
+        model=None,
+        task="movies",
+        data={"train": "a", "evaluation": "b"},
+        budgets=(2**20,),
+        count="file",
+        strategies=("dnas",),
+        seeds=(0,),
+        recipe=load_preset("default"),
+        max_length=32,
+        trim_positions=False,
+        machine=machine,
+        reuse_search=True,
+    )
+    return dataclasses.replace(settings, **more)
 
 
 def trials_of(storage: str, name: str) -> list[optuna.trial.FrozenTrial]:
@@ -250,6 +271,40 @@ def test_sigkill_in_a_trial_loses_nothing_and_runs_nothing_twice(
     assert list(attempts.values()) == [[TrialState.COMPLETE]] * 3
 
 
+def test_a_tuned_sweep_goes_on_after_a_kill_with_draws_of_its_own(
+    reference: Reference, tmp_path: Path, impatient: list[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    tune = ["--strategies", "uniform", "--tune", "recovery.learning-rate=1e-4:1e-2", "--trials", "3"]
+    asked = arguments(reference, run_dir, "--budgets", "0.024", "--checkpoint-seconds", "0", *tune)
+    process = start(asked)
+    try:
+        wait_for(lambda: bool(log_of(run_dir / "trials" / "trial-0001")), process)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.communicate()
+    cli.main([*asked, *impatient, "--resume"])
+    by_name = by_cell(trials_of(sqlite(run_dir), "run"))
+    assert [len(attempts) for attempts in by_name.values()] == [1, 2, 1]
+    first, second, third = (attempts[-1].params["recovery.learning-rate"] for attempts in by_name.values())
+    assert second == by_name["trial-0001"][0].params["recovery.learning-rate"]
+    assert len({first, second, third}) == 3
+    assert len(Sweep.read(run_dir).points) == 3
+
+
+def test_a_resumed_sampler_does_not_draw_the_same_again(tmp_path: Path) -> None:
+    settings = settings_of(tune={"recovery.learning-rate": "1e-4:1e-2"}, trials=4)
+    plan, rates = make_plan(settings), []
+    for resume in (False, True, True):
+        study = sweeps.create_study(f"sqlite:///{tmp_path / 'study.db'}", "tuned", settings, resume)
+        trial = claim(study, plan)
+        assert trial is not None
+        rates.append(trial.params["recovery.learning-rate"])
+        study.tell(trial, [1.0, 1.0])
+    assert len(set(rates)) == 3
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real PostgreSQL server, started here."""
@@ -392,10 +447,7 @@ def test_a_worker_without_the_exporter_leaves_and_fails_nothing(
 
 def test_the_embedded_model_is_each_machine_s_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sweeps, "default_backbone", lambda: Path("/first/cache/model"))
-    recipe, machine = load_preset("default"), {"device": "cpu", "threads": 1, "precision": "fp32", "compile": False}
-    settings = SweepSettings(
-        None, "movies", {"train": "a", "evaluation": "b"}, (2**20,), "file", ("dnas",), (0,), recipe, 32, False, machine, True
-    )
+    settings = settings_of()
     assert "--model" not in settings.command()
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     sweeps.create_study(storage, "old", dataclasses.replace(settings, model="/first/cache/model"), resume=False)
@@ -403,6 +455,18 @@ def test_the_embedded_model_is_each_machine_s_own(monkeypatch: pytest.MonkeyPatc
     sweeps.create_study(storage, "new", settings, resume=False)
     with pytest.raises(RunError, match="model: was null, now"):
         sweeps.create_study(storage, "new", dataclasses.replace(settings, model="mine"), resume=True)
+
+
+@pytest.mark.parametrize("kind", [ValueError, ImportError, FileNotFoundError])
+def test_an_error_of_a_trial_is_not_the_storage_s(
+    kind: type[Exception], reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd(*anything: object, **more: object) -> None:
+        raise kind("odd")
+
+    monkeypatch.setattr(sweeps.pipeline, "search", odd)
+    with pytest.raises(kind, match="odd"):
+        cli.main(arguments(reference, tmp_path / "run", "--strategies", "uniform"))
 
 
 def test_points_are_even_on_a_log_scale() -> None:
