@@ -71,7 +71,7 @@ def test_a_recipe_lands_on_its_bits(preset: str, tiny_classifier_dir: Path, tiny
 
 
 def test_the_tables_are_there() -> None:
-    rows = ["gobo-3-4-32", "gobo-2-2-32", "quant-noise-pq"]
+    rows = ["qbert-2-8-8", *MIXTURES, "gobo-3-4-32", "gobo-2-2-32", "quant-noise-pq"]
     rows += ["mrem-s-4-4-8", "mrem-s-2-2-8", "mrem-p-4-4-8", "mrem-p-2-2-8", "ternarybert-2-2-8"]
     rows += [f"{name}-{bits}" for name in ("aqbert", "distil") for bits in ("3.0", "2.5", "2.0")]
     assert set(rows) <= set(SIZED)
@@ -139,6 +139,10 @@ def test_what_the_papers_say_is_what_the_presets_do() -> None:
     assert (parallel.recovery.reconstruction, load_space(parallel.space).rules["query"].bits) == ("mrem-p", (4,))
     assert parallel.recovery.mrem_steps == 2000
     assert (ternary.recovery.training, ternary.recovery.start, ternary.recovery.mrem_steps) == ("ternarybert", "teacher", 0)
+    alone, mixed = load_preset("qbert-2-8-8"), load_preset("qbert-2/4-8-8")
+    assert (alone.encoder_bits, mixed.encoder_bits, load_preset("qbert-2/3-8-8").encoder_bits) == (2.0, 3.0, 2.5)
+    assert (mixed.search.strategy, mixed.quantizer, mixed.recovery.training) == ("qbert", "minmax", "finetune")
+    assert load_space(mixed.space).rules["value"].bits == (2, 4)
     gobo, noise = load_preset("gobo-2-2-32"), load_preset("quant-noise-pq")
     assert (gobo.quantizer, gobo.activation_bits, gobo.recovery.steps, gobo.recovery.mrem_steps) == ("gobo", 32, 0, 0)
     assert (noise.quantizer, noise.recovery.training, noise.recovery.noise) == ("pq", "quant-noise", 0.1)
