@@ -16,7 +16,7 @@ from torch.nn import functional
 from autoquant.core.storage import Storage
 
 LARGEST = 65504.0  # of float16
-CHUNK = 2**24  # distances computed at a time
+CHUNK = 2**18  # distances computed at a time: what stays in cache
 
 
 class CodebookQuantizer:

@@ -38,6 +38,7 @@ def quantisation_errors(
     codebook quantizer codebooks, [groups, numbers of all widths].
     """
     if isinstance(quantizer, CodebookQuantizer):
+        assert group is not None
         return _codebook_errors(weight, scales, widths, quantizer, group)
     if group is not None and len(scales) != len(weight):
         scales = scales[group]
@@ -53,9 +54,8 @@ def quantisation_errors(
 
 
 def _codebook_errors(
-    weight: Tensor, codebooks: Tensor, widths: tuple[int, ...], quantizer: CodebookQuantizer, group: Tensor | None
+    weight: Tensor, codebooks: Tensor, widths: tuple[int, ...], quantizer: CodebookQuantizer, group: Tensor
 ) -> Tensor:
-    group = torch.zeros(len(weight), dtype=torch.int64, device=weight.device) if group is None else group
     above = [width for width in widths if width]
     split = zip(above, quantizer.split(codebooks, above), strict=True)
     errors = [weight - quantizer.fake_quantize(weight, codebook, group, width) for width, codebook in split]

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from autoquant.core.allocation import BitAllocation
+from autoquant.core.cost import ByteModel
 from autoquant.core.errors import CheckpointError
 from autoquant.core.subgroup import Matrix, Partition, even_sizes, frequency_buckets
 from autoquant.pack.checkpoint import metadata_text, read_packed, write_packed
@@ -61,6 +63,23 @@ def test_file_has_the_predicted_size_and_decodes_to_the_simulated_weights(case: 
     assert set(packed.rest) == set(case.model.rest)
     assert all(torch.equal(tensor, case.state[name].half()) for name, tensor in packed.rest.items())
     assert packed.settings == {**case.options, "format": "autoquant", "version": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"), [("lsq", "39e65ee13f8410d9"), ("midrise", "4847ff428c8fc014"), ("minmax", "0453823277dc8206")]
+)
+def test_files_are_what_they_were_before_there_were_codebooks(name: str, digest: str, tmp_path: Path) -> None:
+    buckets, sizes = frequency_buckets(np.arange(9), 3)
+    words = Partition(Matrix("words", 9, 5, "word_embedding"), (1, 2, 8), sizes, buckets)
+    query = Partition(Matrix("query", 6, 5, "query", 0), (0, 2, 3, 4), even_sizes(6, 4))
+    options: dict[str, object] = {"quantizer": name, "scale": "row", "activation_bits": 8}
+    model = ByteModel((words, query), {"bias": (6,)}, "row", metadata_text(options), storage=QUANTIZERS[name].storage)
+    state = {p.matrix.name: (torch.arange(p.matrix.rows * 5) * 7 % 11 - 5).view(-1, 5) / 2 for p in model.partitions}
+    scales = {name: torch.ones(len(weight), model.storage.scales).squeeze(1) for name, weight in state.items()}
+    state["bias"] = torch.arange(6.0)
+    allocation = BitAllocation({"words": (8, 1, 2), "query": (3, 0, 4, 2)})
+    path = write_packed(tmp_path / "file", state, scales, allocation, model, QUANTIZERS[name], options)
+    assert hashlib.sha256(path.read_bytes()).hexdigest()[:16] == digest
 
 
 @pytest.mark.parametrize("name", sorted(QUANTIZERS))
