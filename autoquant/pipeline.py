@@ -68,7 +68,9 @@ def resolve_budget(budget: Budget | None, blueprint: Blueprint) -> SizeBudget:
     own = blueprint.own_budget
     if budget is None:
         if own is None:
-            raise BudgetError("Give one of --budget-mib and --budget-ratio, e.g. --budget-mib 6, or a --preset that fixes its own size.")
+            raise BudgetError(
+                "Give one of --budget-mib and --budget-ratio, e.g. --budget-mib 6, or a --preset that fixes its own size."
+            )
         return own
     if not isinstance(budget, SizeBudget):
         budget = budget(blueprint.full_bytes("file"), blueprint.full_bytes("encoder"))
