@@ -29,7 +29,7 @@ from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import TerminalProgress
 from autoquant.core.run import RunDirectory, atomic_write_text, file_sha256, versions
-from autoquant.core.settings import RecoverySettings, load_preset
+from autoquant.core.settings import RECONSTRUCTION, RecoverySettings, load_preset
 from autoquant.refinement import UniformBits
 from autoquant.strategies import SearchResult
 from autoquant.tasks.data import TaskData
@@ -71,8 +71,8 @@ class Cell:
     def recovery(self) -> RecoverySettings:
         if self.method in ("none", "retrain"):
             return RecoverySettings(steps=self.steps, mrem_steps=0)
-        return RecoverySettings(
-            steps=0,
+        return dataclasses.replace(
+            RECONSTRUCTION,
             mrem_steps=self.steps,
             reconstruction=self.method,  # type: ignore[arg-type]
             mrem_modules=self.modules,
