@@ -35,7 +35,8 @@ class CodedWeight(nn.Module):
         super().__init__()
         self.weight = weight
         self.partition, self.quantizer, self.widths, self.per_row = partition, quantizer, widths, False
-        spread = codebooks.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
+        used = (codebooks != 0).sum(dim=1, keepdim=True).clamp_min(1)  # widths that are not allowed have zeros
+        spread = (codebooks.square().sum(dim=1, keepdim=True) / used).sqrt().clamp_min(1e-12)
         self.codebooks = nn.Parameter(codebooks / spread)
         self.register_buffer("spread", spread, persistent=False)
         self.register_buffer("group_of_row", torch.from_numpy(partition.group_of_row), persistent=False)
@@ -72,8 +73,11 @@ class CodedWeight(nn.Module):
 
     def _chosen(self, weight: Tensor, rows: Tensor, column: Tensor, codebooks: tuple[Tensor, ...]) -> Tensor:
         """Every row at its own width, [rows, columns]; `rows` number them, `column` [rows]."""
+        different = column.unique().tolist()
+        if len(different) == 1:
+            return self._quantised(weight, rows, different[0], codebooks[different[0]])
         chosen = torch.zeros_like(weight)
-        for k in column.unique().tolist():
+        for k in different:
             at = (column == k).nonzero()[:, 0]
             chosen = chosen.index_copy(0, at, self._quantised(weight[at], rows[at], k, codebooks[k]))
         return chosen

@@ -94,6 +94,16 @@ def test_what_is_stored_is_a_centroid_or_an_outlier_in_float16(name: str) -> Non
     assert torch.equal(stored[mixed.is_outlier], mixed.weight.detach()[mixed.is_outlier].half().float())
 
 
+def test_codebooks_are_learned_in_units_of_what_is_used_of_them() -> None:
+    weight, group = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)), torch.zeros(4, dtype=torch.int64)
+    partition, gobo = Partition(Matrix("m", 4, 50, "query", 0), (2,), (4,)), QUANTIZERS["gobo"]
+    assert isinstance(gobo, CodebookQuantizer)
+    measured = gobo.measure(weight, (2, 8), group, allowed=(2,))
+    mixed = CodedWeight(nn.Parameter(weight), measured, partition, (2, 8), gobo)
+    assert mixed.spread.item() == pytest.approx(measured[0, :4].square().mean().sqrt().item())
+    torch.testing.assert_close(mixed.scales(), measured)
+
+
 @every_quantizer
 def test_errors_of_every_width(name: str) -> None:
     mixed = coded(name)
