@@ -57,6 +57,8 @@ SETTINGS = {
     "negative pace": (["--checkpoint-seconds", "-1"], "--checkpoint-seconds"),
     "negative seed": (["--seed", "-1"], "--seed -1"),
     "negative search steps": (["--search.steps", "-1"], "at least 1"),
+    "no trials": (["--search.trials", "0"], "at least 1"),
+    "no slices": (["--search.hessian-slices", "0"], "at least 1"),
     "negative recovery steps": (["--recovery.steps", "-1"], "negative"),
     "no epochs": (["--teacher.epochs", "0"], "at least 1"),
     "all of it held out": (["--search.held-out", "1"], "held-out 1.0"),

@@ -177,6 +177,28 @@ def test_a_space_of_ones_own(tiny_classifier_dir: Path, tiny_data: Path, tmp_pat
     assert widths == {2, 4, 8}
 
 
+def test_every_paper_s_strategy_in_one_run(reference: Reference, tmp_path: Path) -> None:
+    short = {
+        "hessian-slices": 2,
+        "hessian-samples": 8,
+        "power-iterations": 2,
+        "trace-vectors": 2,
+        "trials": 3,
+        "trial-samples": 16,
+        "requantise-every": 2,
+    }
+    others = ("hawq", "bp-nas", "bsq", "optuna")
+    more = [part for name, value in short.items() for part in (f"--search.{name}", value)]
+    run_dir = tmp_path / "run"
+    metrics = search(
+        reference.run_dir / "teacher", reference.data, run_dir, "--search.strategy", "qbert", "--controls", *others, *more
+    )
+    budget = json.loads((run_dir / "model" / "allocation.json").read_text("utf-8"))["budget"]["bytes"]
+    assert metrics["strategy"] == "qbert"
+    for folder in ("model", *(f"controls/{name}" for name in others)):
+        assert 0.9 * budget < (run_dir / folder / "model.safetensors").stat().st_size <= budget, folder
+
+
 @pytest.mark.parametrize("strategy", ["uniform", "fisher"])
 def test_another_strategy_may_be_ours(
     strategy: str, reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]

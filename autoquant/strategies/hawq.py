@@ -21,14 +21,16 @@ from autoquant.strategies.sensitivity import squared_errors
 from autoquant.training.batches import BatchOrder
 from autoquant.training.loop import run_steps
 
+LEAST = 1e-6  # of the largest trace: more bits are never worth nothing
+
 
 @dataclass(frozen=True)
 class Hawq:
     """Minimise the summed Omega within the budget; nothing is removed as a whole, as HAWQ prices no removals."""
 
     def search(self, problem: Problem) -> SearchResult:
-        # A negative estimate says that the curvature is below the noise.
-        trace = np.maximum(average_traces(problem), 0.0)
+        trace = average_traces(problem)
+        trace = np.maximum(trace, LEAST * np.abs(trace).max())  # a negative estimate is curvature below the noise
         values = -trace[:, None] * squared_errors(problem.make_supernet())
         return SearchResult(derive(values, problem.table, problem.budget.bytes).allocation, values)
 

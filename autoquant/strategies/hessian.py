@@ -1,7 +1,7 @@
 """How curved is the training loss? Products of the teacher's Hessian with vectors, which Q-BERT and HAWQ are made of.
 
-Gradients are differentiated once more (Pearlmutter 1994), so no Hessian is ever formed. Attention runs in its plain form
-meanwhile: the fused ones have no second derivative.
+Gradients are differentiated once more (Pearlmutter 1994), so no Hessian is ever formed. Attention runs in its plain form: the
+fused ones have no second derivative.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ def label_losses(model: nn.Module, data: Encoded, device: torch.device) -> Itera
     for indices in data.by_length(BATCH_SIZE):
         batch = data.collate(indices, device)
         labels = batch.pop("labels")
-        yield label_loss(model(**batch).logits.float(), labels) * (len(indices) / len(data))
+        with sdpa_kernel(SDPBackend.MATH):
+            logits = model(**batch).logits.float()
+        yield label_loss(logits, labels) * (len(indices) / len(data))
 
 
 def hessian_product(losses: Iterable[Tensor], parameters: Vectors, vectors: Vectors) -> tuple[float, list[Tensor]]:
     """The summed loss, and H v for the Hessian H of that sum over `parameters`, both v and H v shaped as these."""
     total, product = 0.0, [torch.zeros_like(p) for p in parameters]
-    with sdpa_kernel(SDPBackend.MATH):
-        for loss in losses:
-            gradient = torch.autograd.grad(loss, parameters, create_graph=True)
-            for sum_, part in zip(product, torch.autograd.grad(_dot(gradient, vectors), parameters), strict=True):
-                sum_ += part
-            total += loss.item()
+    for loss in losses:
+        gradient = torch.autograd.grad(loss, parameters, create_graph=True)
+        for sum_, part in zip(product, torch.autograd.grad(_dot(gradient, vectors), parameters), strict=True):
+            sum_ += part
+        total += loss.item()
     return total, product
 
 

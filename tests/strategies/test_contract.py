@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autoquant.core.cost import SizeBudget, choice_table
 from autoquant.core.errors import BudgetError
 from autoquant.core.progress import SilentProgress
 from autoquant.strategies import REUSABLE, STRATEGIES, Problem, SearchResult
 from autoquant.strategies.reuse import rederive
+from autoquant.workspace import Workspace
 
 MakeProblem = Callable[..., Problem]
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
@@ -57,6 +59,18 @@ def test_a_byte_too_few_is_refused(name: str, make_problem: MakeProblem) -> None
     budget = dataclasses.replace(problem.budget, bytes=problem.budget.bytes - 1)
     with pytest.raises(BudgetError, match=f"{budget.bytes} bytes"):
         search(name, dataclasses.replace(problem, budget=budget))
+
+
+@pytest.mark.parametrize("name", ["uniform", "qbert", "hawq", "bsq", "optuna"])
+def test_what_does_not_count_is_as_wide_as_can_be(name: str, workspace: Workspace, make_problem: MakeProblem) -> None:
+    """Under an encoder budget, which leaves embeddings, pooler and classifier out."""
+    table = choice_table(workspace.blueprint.byte_model, "encoder")
+    budget = SizeBudget(table.largest() // 2, "encoder")
+    problem = dataclasses.replace(make_problem(), table=table, budget=budget)
+    allocation = search(name, problem).allocation
+    free = table.bytes.max(axis=1) == 0
+    widest = table.allowed.shape[1] - 1 - table.allowed[:, ::-1].argmax(axis=1)
+    assert (table.to_choice(allocation)[free] == widest[free]).all()
 
 
 @every_strategy
