@@ -15,7 +15,7 @@ from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import BudgetError, CheckpointError, DataError, ModelError, RunError
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.run import RunDirectory, file_sha256
-from autoquant.core.settings import Recipe, StudentSettings, from_mapping, load_preset
+from autoquant.core.settings import Recipe, from_mapping, load_preset
 from autoquant.export.card import write_card
 from autoquant.export.manifest import (
     buckets_sha256,
@@ -218,7 +218,6 @@ def finetune_teacher(
     recipe, machine, progress = recipe or load_preset("default"), machine or Machine(), progress or SilentProgress()
     check_run(machine, seed)
     model, data = resolve_inputs(model, data)
-    recipe = dataclasses.replace(recipe, student=StudentSettings())  # a run makes its student from the whole teacher
     blueprint = Blueprint.draw(str(model), data, recipe, max_length, trim_positions=False)
     if blueprint.source.load(seed)[1]:
         raise ModelError(f"{model} already has a trained head: give it to `autoquant search --model` as it is.")
@@ -228,7 +227,11 @@ def finetune_teacher(
 def keep_teacher(
     blueprint: Blueprint, run_dir: str | Path, seed: int, machine: Machine, resume: bool, progress: Progress
 ) -> tuple[Path, dict[str, Any]]:
-    """The same for any model: one that has a trained head is kept as it is, in one file, wherever it came from."""
+    """The same for any model: one that has a trained head is kept as it is, in one file, wherever it came from.
+
+    It has all its layers: a run whose recipe asks for a student makes that from it.
+    """
+    blueprint = blueprint.without_student()
     recipe = blueprint.recipe
     settings = {
         "model": blueprint.source.path,
@@ -292,10 +295,10 @@ def check_applies(manifest: Mapping[str, Any], blueprint: Blueprint, allocation:
 
 
 def _run(workspace: Workspace, budget: SizeBudget, strategy: str, controls: Sequence[str]) -> RunResult:
+    workspace.progress.plan(estimate_stages(workspace.blueprint, strategy, controls))
     only = workspace.blueprint.only_allocation
     if only is not None:  # there is nothing to search, and no control would differ
         return finish(workspace, budget, strategy, {strategy: SearchResult(only)}, searched=False)
-    workspace.progress.plan(estimate_stages(workspace.blueprint, strategy, controls))
     results = {strategy: workspace.search(strategy, budget)}
     for control in controls:
         results[control] = workspace.search(control, budget)

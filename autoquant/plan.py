@@ -27,7 +27,8 @@ def show_plan(blueprint: Blueprint, budget: Budget | None, count: str, progress:
     progress.table("Bytes per matrix and width", columns, _matrices(blueprint))
     stages = estimate_stages(blueprint, blueprint.recipe.search.strategy, ("uniform",))
     total = sum(seconds for _, seconds in stages)
-    progress.say(f"Time: about {rounded(total)} on 2 CPU cores, the uniform control included ({len(stages)} stages).")
+    control = ", the uniform control included" if blueprint.only_allocation is None else ""
+    progress.say(f"Time: about {rounded(total)} on 2 CPU cores{control} ({len(stages)} stages).")
     if budget is not None or blueprint.own_budget is not None:
         size = resolve_budget(budget, blueprint)
         blueprint.table(size)

@@ -30,7 +30,7 @@ from autoquant.core.errors import RunError, SpaceError
 from autoquant.core.memory import watched_memory
 from autoquant.core.progress import Progress
 from autoquant.core.run import RunDirectory, disk_errors, file_sha256
-from autoquant.core.settings import Recipe, SearchSettings
+from autoquant.core.settings import Recipe, RecoverySettings, SearchSettings, StudentSettings
 from autoquant.core.space import SearchSpace, load_space
 from autoquant.core.structure import pick_units
 from autoquant.core.subgroup import Partition
@@ -136,6 +136,11 @@ class Blueprint:
             raise SpaceError(
                 f"Quantizer {name} cannot remove heads or FFN blocks, as space '{space}' would: try --space codebook."
             )
+
+    def without_student(self) -> Blueprint:
+        """The same of the model with all its layers."""
+        recipe = dataclasses.replace(self.recipe, student=StudentSettings())
+        return dataclasses.replace(self, recipe=recipe, source=self.source.with_every(1))
 
     @property
     def quantizer(self) -> Quantizer:
@@ -262,16 +267,23 @@ def estimate_stages(blueprint: Blueprint, strategy: str, controls: Sequence[str]
     step = 32 * 3 * forward + 0.06
     teacher = recipe.teacher.epochs * rows * (1 - recipe.search.held_out) * 3.6 * forward
     student = [("Student", step * recipe.student.steps)] if recipe.student.keep_every > 1 else []
-    stages = [("Teacher", teacher), *student, ("Sensitivity", 25.0), ("Teacher outputs", rows * forward)]
+    stages = [("Teacher", teacher), *student]
     methods, recovery = (strategy, *controls), recipe.recovery
+    if blueprint.only_allocation is not None:  # there is nothing to search, and no control would differ
+        return stages + _estimate_recovery(strategy, recovery, step)
+    stages += [("Sensitivity", 25.0), ("Teacher outputs", rows * forward)]
     layers = len({p.matrix.layer for p in blueprint.byte_model.partitions})
     searches = [_estimate_search(method, recipe.search, step, layers) for method in methods]
     stages += [stage for stage in searches if stage[1]]
-    for method in methods:
-        stages.append((f"Recover {method}", step * recovery.steps))
-        if recovery.mrem_steps:  # a step runs the layers before its module forwards, and its own module both ways
-            stages.append(("Reconstruct", 0.6 * step * recovery.mrem_steps * recovery.mrem_modules))
-    return stages
+    return stages + [stage for method in methods for stage in _estimate_recovery(method, recovery, step)]
+
+
+def _estimate_recovery(method: str, settings: RecoverySettings, step: float) -> list[tuple[str, float]]:
+    """Title and seconds of a method's training and reconstruction; `step`: seconds of a training step on 32 texts."""
+    # a step of reconstruction runs the layers before its module forwards, and its own module both ways
+    reconstruction = 0.6 * step * settings.mrem_steps * settings.mrem_modules
+    stages = [(f"Recover {method}", step * settings.steps), ("Reconstruct", reconstruction)]
+    return [stage for stage in stages if stage[1]]
 
 
 def _estimate_search(strategy: str, settings: SearchSettings, step: float, layers: int) -> tuple[str, float]:

@@ -131,7 +131,7 @@ def bench(options: Options, data: TaskData, teacher: Path, folder: Path) -> dict
         parallel_fill=options.fill,
         parallel_queue=max(64, options.fill),
     )
-    blueprint = Blueprint.draw(str(teacher), data, bits.recipe(recovery), 64, False, bits.space())
+    blueprint = Blueprint.draw(str(teacher), data, bits.recipe(recovery), 64, False)
     allocation = BitAllocation({p.matrix.name: p.widths * p.groups for p in blueprint.byte_model.partitions})
     result: dict[str, Any] = {}
     with RunDirectory.open(folder / "run", {}) as run:

@@ -202,7 +202,7 @@ def measure(options: Options, cell: Cell) -> None:
         blueprint = Blueprint.draw(str(teacher), data, recipe, options.max_length, False)
     else:
         bits = UniformBits.parse(cell.allocation)
-        blueprint = Blueprint.draw(str(teacher), data, bits.recipe(cell.recovery()), options.max_length, False, bits.space())
+        blueprint = Blueprint.draw(str(teacher), data, bits.recipe(cell.recovery()), options.max_length, False)
         allocation = BitAllocation({p.matrix.name: p.widths * p.groups for p in blueprint.byte_model.partitions})
     budget = SizeBudget(blueprint.byte_model.exact_bytes(allocation))
     with workspace(options, f"{cell.task}-{cell.allocation}-seed{cell.seed}", blueprint, cell.seed) as shared:

@@ -1,5 +1,6 @@
 """Every recipe that fixes its own size runs on any model, from end to end, and lands on the bits it declares."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,10 +12,11 @@ from transformers import BertConfig
 from architectures import save_tiny
 from autoquant import cli
 from autoquant.core.cost import MIB
-from autoquant.core.settings import available_presets, load_preset
+from autoquant.core.settings import TeacherSettings, available_presets, load_preset
 from autoquant.core.space import load_space
+from autoquant.pipeline import finetune_teacher
 from autoquant.tasks.load import load_glue
-from autoquant.workspace import Blueprint
+from autoquant.workspace import Blueprint, Machine
 from conftest import save_tokenizer
 from runs import MACHINE, log_of, metrics_of, task
 
@@ -178,3 +180,14 @@ def test_what_the_papers_say_is_what_the_presets_do() -> None:
         assert (paper.student.keep_every, student.student.keep_every) == (1, 2)
         assert paper.recovery.start == "pretrained"
         assert paper.search == student.search == load_preset("aqbert").search
+
+
+def test_a_teacher_by_itself_keeps_its_layers(tiny_model_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Or a run that starts from it would halve them again."""
+    data = load_glue("sst2", tiny_data)
+    recipe = dataclasses.replace(load_preset("distil-2.0"), teacher=TeacherSettings(epochs=1))
+    machine = Machine(device="cpu", threads=1, compile=False)
+    folder, _ = finetune_teacher(
+        str(tiny_model_dir), data, recipe=recipe, run_dir=tmp_path / "run", max_length=32, machine=machine
+    )
+    assert json.loads((folder / "config.json").read_text("utf-8"))["num_hidden_layers"] == 2
