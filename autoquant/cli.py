@@ -199,6 +199,8 @@ class Search:
 
     A GLUE task: autoquant search --model bert-base-uncased --task sst2 --budget-ratio 15 --run-dir runs/sst2
 
+    A row of a paper's table, which needs no budget: autoquant search --preset ternarybert-2-2-8 --task sst2
+
     Your files: autoquant search --train-file a.csv --eval-file b.csv --text-column review --label-column stars --budget-mib 6
     """
 
@@ -280,7 +282,7 @@ class Apply:
 
 @dataclass(frozen=True)
 class Refine:
-    """Reconstruct a frozen allocation module by module (MREM), pack and measure it; no labels are learned from.
+    """Reconstruct a frozen allocation module by module (MREM), pack and measure it; by default no labels are learned from.
 
     A searched one: autoquant refine runs/demo --run-dir runs/refined
 
