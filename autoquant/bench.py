@@ -82,7 +82,7 @@ def bench_run(
     if threads < 1 or rounds < 1:
         raise RunError(f"--threads {threads} and --rounds {rounds} must be at least 1.")
     run = finished_run(run_dir)
-    check_data(run_dir, run.info()["settings"], data)
+    data = check_data(run_dir, run.info()["settings"], data)
     if not (run.model_dir / exporter.file_name).is_file():
         raise RunError(f"{run.model_dir} has no {exporter.file_name}: run autoquant export {run_dir} first.")
     quiet_transformers()

@@ -66,7 +66,9 @@ class DataOptions:
             data = load_glue(self.task, self.data_dir)
         else:
             data = load_default()
-        return data if self.train_rows is None else dataclasses.replace(data, train=data.train.subsample(self.train_rows))
+        source = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
+        train = data.train if self.train_rows is None else data.train.subsample(self.train_rows)
+        return dataclasses.replace(data, train=train, source=json.loads(json.dumps(source)))
 
 
 @dataclass(frozen=True)
@@ -343,16 +345,19 @@ class Evaluate:
     """Which of its files: the packed one, or the one that export wrote."""
     tail: Literal["int8", "fp32"] = "int8"
     """Of the ONNX file: model.onnx has int8, model_fp32.onnx fp32."""
+    tuning: bool = False
+    """Measure on the fifth of the training file that the trials of a tuned sweep are judged by."""
 
     def run(self, progress: Progress) -> None:
+        data = self.data.load().for_tuning() if self.tuning else self.data.load()
         if self.format == "onnx":
             from autoquant.deploy import evaluate_exported
 
-            metrics = evaluate_exported(self.folder, f"{self.format}-{self.tail}", self.data.load())
+            metrics = evaluate_exported(self.folder, f"{self.format}-{self.tail}", data)
         else:
             from autoquant.pipeline import evaluate_folder
 
-            metrics = evaluate_folder(self.folder, self.data.load())
+            metrics = evaluate_folder(self.folder, data)
         progress.say(json.dumps(metrics, sort_keys=True))
 
 
@@ -410,8 +415,6 @@ class Pareto:
     """A trial whose worker has not been heard of for so long, 30 at least, is run again."""
 
     def run(self, progress: Progress) -> None:
-        import dataclasses
-
         from autoquant.pareto.sweep import sweep
 
         sweep(
@@ -437,7 +440,6 @@ class Pareto:
             resume=self.resume,
             progress=progress,
             patience=self.patience_seconds,
-            data_source={k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self.data).items()},
         )
 
 

@@ -38,7 +38,7 @@ def export_run(
     exporter, progress = EXPORTERS[name], progress or SilentProgress()
     exporter.check()
     settings = finished_run(run_dir).info()["settings"]
-    check_data(run_dir, settings, data)
+    data = check_data(run_dir, settings, data)
     with RunDirectory.open(run_dir, settings, resume=True) as run:
         path = exporter.export(run.model_dir)
         entry: dict[str, Any] = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
@@ -53,10 +53,14 @@ def export_run(
     return entry
 
 
-def check_data(run_dir: str | Path, settings: Mapping[str, Any], data: TaskData | None) -> None:
-    """Raise DataError unless the evaluation rows, where there are some, are those of a run with these settings."""
-    if data is not None and data.evaluation.sha256() != settings["data"]["evaluation"]:
+def check_data(run_dir: str | Path, settings: Mapping[str, Any], data: TaskData | None) -> TaskData | None:
+    """The data that a run with these settings had: as given, or its part for tuning. Raises DataError for any other."""
+    if data is None:
+        return None
+    data = data.as_recorded(settings["data"])
+    if data.evaluation.sha256() != settings["data"]["evaluation"]:
         raise DataError(f"The evaluation rows are not those of {run_dir}: give the data it was searched with.")
+    return data
 
 
 def finished_run(run_dir: str | Path) -> RunDirectory:

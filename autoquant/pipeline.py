@@ -168,12 +168,13 @@ def apply(
     """Quantise a model with the allocation of an `allocation.json` and re-run its recorded recovery (or none).
 
     `data` must be the training text the allocation was made with, since token-frequency buckets come from it: CheckpointError
-    if its buckets differ.
+    if its buckets differ. An allocation of a tuned sweep is trained and measured on the parts of the training file that it was.
     """
     machine, progress = machine or Machine(), progress or SilentProgress()
     check_run(machine)
     manifest = read_manifest(manifest_path)
     model, data = resolve_inputs(model, data)
+    data = data.as_recorded(manifest["hashes"])
     recipe = recorded_recipe(manifest)
     if recovery and recipe.recovery.start == "search":
         progress.say("Note: the recorded recovery went on from the searched weights; this one starts from the model's.")

@@ -152,6 +152,7 @@ def _uniform(bits: UniformBits, model: str, data: TaskData, recovery: RecoverySe
 
 def _recorded(path: Path, model: str, data: TaskData, recovery: RecoverySettings, changes: dict[str, Any]) -> Plan:
     manifest = read_manifest(path)
+    data = data.as_recorded(manifest["hashes"])
     recipe = dataclasses.replace(recorded_recipe(manifest), recovery=recovery, **changes)
     space = manifest_space(manifest)
     blueprint = Blueprint.draw(model, data, recipe, manifest["max_length"], manifest["trim_positions"], space)

@@ -30,7 +30,8 @@ def summarise(
     differs: Mapping[str, float],
 ) -> dict[str, Any]:
     """The content of metrics.json; `differs`: share of sub-groups whose bits differ from those of other allocations."""
-    task, blueprint, ours = workspace.blueprint.data.task, workspace.blueprint, measured[strategy]
+    blueprint, ours = workspace.blueprint, measured[strategy]
+    task_data, task = blueprint.data, blueprint.data.task
     allocation, weights = results[strategy].allocation, blueprint.byte_model
     uniform = measured["uniform"]["metrics"][task.metric] if "uniform" in measured else None
     return {
@@ -62,6 +63,7 @@ def summarise(
         "seconds": workspace.run.seconds(),
         "peak_mib": workspace.run.peaks_mib(),
         "seed": workspace.seed,
+        "tuning": task_data.tuning,
     }
 
 

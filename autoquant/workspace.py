@@ -312,6 +312,8 @@ class Workspace:
         self._inner_seconds = 0.0  # of the stages within the one being timed
         _configure(machine)
         data = blueprint.data
+        if data.source is not None:
+            run.record(data_source=data.source)
         parts = data.train.split(blueprint.recipe.search.held_out)
         self.train, self.held_out = (encode(blueprint.source.tokenizer, part, blueprint.max_length) for part in parts)
         self.train_all = self.train.joined(self.held_out)

@@ -15,6 +15,7 @@ from autoquant.tasks import TASKS
 from autoquant.tasks.task import GLUE_HUB
 
 CARD_NAME = "README.md"
+TUNING_ROWS = "a fifth of the training rows that it was not trained on"
 HUB_METRICS = {"pearson": "pearsonr"}  # where the hub's name is not ours
 
 AUTOQUANT = """import autoquant
@@ -73,7 +74,7 @@ def _front_matter(metrics: Mapping[str, Any], base_model: str | None) -> ModelCa
         eval_results=[
             EvalResult(
                 task_type="text-classification",
-                **_data_set(metrics["task"]),
+                **_data_set(metrics["task"], metrics.get("tuning", False)),
                 metric_type=HUB_METRICS.get(name, name),
                 metric_name=f"{name} of {entry['file']} ({format_})",
                 metric_value=value,
@@ -84,12 +85,13 @@ def _front_matter(metrics: Mapping[str, Any], base_model: str | None) -> ModelCa
     )
 
 
-def _data_set(task: str) -> dict[str, Any]:
-    """A GLUE task by its name on the hub; data of one's own by ours."""
+def _data_set(task: str, tuning: bool) -> dict[str, Any]:
+    """A GLUE task by its name on the hub, data of one's own by ours; of rows kept from the training file it is said."""
+    part = f" ({TUNING_ROWS})" if tuning else ""
     if task not in TASKS:
-        return {"dataset_type": task, "dataset_name": task}
-    split = TASKS[task].evaluation
-    return {"dataset_type": GLUE_HUB, "dataset_name": f"GLUE {task}", "dataset_config": task, "dataset_split": split}
+        return {"dataset_type": task, "dataset_name": f"{task}{part}"}
+    split = "train" if tuning else TASKS[task].evaluation
+    return {"dataset_type": GLUE_HUB, "dataset_name": f"GLUE {task}{part}", "dataset_config": task, "dataset_split": split}
 
 
 def _body(config: Mapping[str, Any], metrics: Mapping[str, Any], base_model: str | None) -> str:
@@ -101,7 +103,7 @@ def _body(config: Mapping[str, Any], metrics: Mapping[str, Any], base_model: str
         f"under a budget of {metrics['bytes']['budget']:,} bytes ({metrics['bytes']['count']}). Texts are read up to "
         f"{settings['max_length']} tokens.",
         _table(metrics),
-        "Every number is that of the file itself, on the evaluation rows.",
+        _measured_on(metrics),
         "## Load",
         "In this folder; `allocation.json` says which weights have how many bits.",
         *_snippets(metrics),
@@ -109,6 +111,12 @@ def _body(config: Mapping[str, Any], metrics: Mapping[str, Any], base_model: str
         _hashes(metrics),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _measured_on(metrics: Mapping[str, Any]) -> str:
+    if metrics.get("tuning", False):
+        return f"Every number is that of the file itself, on {TUNING_ROWS}, by which settings were chosen."
+    return "Every number is that of the file itself, on the evaluation rows."
 
 
 def _table(metrics: Mapping[str, Any]) -> str:

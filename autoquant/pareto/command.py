@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from autoquant.core.cost import MIB
@@ -12,19 +12,24 @@ from autoquant.core.settings import RECONSTRUCTION, load_preset
 
 GLUE = ("sst2", "cola", "mrpc", "rte", "stsb", "qnli", "qqp", "mnli", "wnli")
 EMBEDDED = "movies"
+USUAL_SOURCE = {"text_column": ["text"], "label_column": "label"}
 
 
-def run_command(settings: Mapping[str, Any]) -> str:
-    """The command of a run from the settings in its run.json; a sweep's trial, whose search was shared, is applied again."""
+def run_command(settings: Mapping[str, Any], task: str, source: Mapping[str, Any] | None = None) -> str:
+    """The command of a run from its run.json: its settings, and `data_source`, the options that loaded its data.
+
+    A sweep's trial, whose search was shared, is applied again.
+    """
+    data = data_options(task, source)
     if "refine" in settings:
-        return refine_command(settings)
+        return refine_command(settings, data)
     searched = "recipe" in settings and "shared" not in settings
-    return search_command(settings) if searched else apply_command(settings)
+    return search_command(settings, data) if searched else apply_command(settings, data)
 
 
-def refine_command(settings: Mapping[str, Any]) -> str:
+def refine_command(settings: Mapping[str, Any], data: Sequence[str]) -> str:
     """`autoquant refine ...`."""
-    parts = ["autoquant", "refine", settings["refine"]["source"], *data_options(settings["task"])]
+    parts = ["autoquant", "refine", settings["refine"]["source"], *data]
     for name in ("bits", "activation_bits", "activations"):
         value = settings["refine"].get(name)
         parts += [] if value is None else _option(name, value)
@@ -37,18 +42,18 @@ def refine_command(settings: Mapping[str, Any]) -> str:
     return shlex.join([*parts, *machine_options(settings["machine"]), *options])
 
 
-def apply_command(settings: Mapping[str, Any]) -> str:
+def apply_command(settings: Mapping[str, Any], data: Sequence[str]) -> str:
     """`autoquant apply ...`; the allocation's own file stands in model/."""
-    parts = ["autoquant", "apply", "model/allocation.json", "--model", settings["model"]]
+    parts = ["autoquant", "apply", "model/allocation.json", "--model", settings["model"], *data]
     return shlex.join(
         [*parts, *machine_options(settings["machine"]), *([] if settings.get("recovery", True) else ["--no-recovery"])]
     )
 
 
-def search_command(settings: Mapping[str, Any]) -> str:
+def search_command(settings: Mapping[str, Any], data: Sequence[str]) -> str:
     """`autoquant search ...` from the settings in run.json; only what differs from the defaults is spelled out."""
     budget = settings["budget"]
-    parts = ["autoquant", "search", "--model", settings["model"], *data_options(settings["task"])]
+    parts = ["autoquant", "search", "--model", settings["model"], *data]
     parts += ["--budget-mib", mib_number(budget["bytes"])]
     parts += ["--count", budget["count"]] if budget["count"] != "file" else []
     parts += ["--controls", *settings["controls"]]
@@ -60,8 +65,11 @@ def mib_number(size: int) -> str:
     return next(text for text in (f"{size / MIB:g}", repr(size / MIB)) if int(float(text) * MIB) == size)
 
 
-def data_options(task: str) -> list[str]:
-    """Where the data is; files of one's own have no recorded place, only a hash."""
+def data_options(task: str, source: Mapping[str, Any] | None = None) -> list[str]:
+    """Where the data is: the recorded options; without them what the task's name says, and files have no place then."""
+    if source is not None:
+        given = {name: value for name, value in source.items() if value is not None and value != USUAL_SOURCE.get(name)}
+        return [part for name, value in given.items() for part in _option(name, value)]
     if task == EMBEDDED:
         return []
     return ["--task", task] if task in GLUE else ["--train-file", "TRAIN", "--eval-file", "EVAL"]

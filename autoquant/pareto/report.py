@@ -21,10 +21,11 @@ from autoquant.core.progress import duration
 from autoquant.core.run import RunDirectory, atomic_write_text
 from autoquant.pareto import plots
 from autoquant.pareto.command import run_command
-from autoquant.pareto.results import JSON_NAME, Configuration, Point, Sweep
+from autoquant.pareto.results import JSON_NAME, TUNING_NOTE, Configuration, Point, Sweep
 
 NAME = "report.html"
 TEMPLATE = Path(__file__).with_name("report.template.html")
+FRONT_TEXT = "Higher and further left is better; one seed, so no error bars."
 PLOT_CONFIG = {"displaylogo": False, "responsive": True}
 
 
@@ -61,13 +62,13 @@ def run_page(folder: Path) -> str:
     info = run.info()
     sweep = as_sweep(metrics, manifest)
     sections = [
-        Section("Metric and size", "Higher and further left is better; one seed, so no error bars.", _figure(plots.front(sweep))),
+        Section("Metric and size", f"{FRONT_TEXT} {sweep.note}", _figure(plots.front(sweep))),
         Section("Methods", "All of the same budget, recovered the same way.", _methods(sweep)),
         *_allocation_sections(manifest),
         *_curve_sections(run.read_log(), metrics["bytes"]["budget"] if metrics["bytes"]["count"] == "file" else None),
         Section("Bytes", "Everything that model.safetensors holds.", _figure(plots.byte_breakdown(manifest))),
         Section("Seconds", "Wall-clock time of every stage.", _seconds(metrics["seconds"])),
-        _reproduce(run_command(info["settings"]), info),
+        _reproduce(run_command(info["settings"], metrics["task"], info.get("data_source")), info),
     ]
     title = f"{metrics['task']}: {label(metrics['strategy'])} at {metrics['bytes']['file'] / MIB:.2f} MiB"
     return _page(title, f"{folder.name}, {info['created']}", _run_tiles(metrics), sections)
@@ -89,7 +90,9 @@ def as_sweep(metrics: Mapping[str, Any], manifest: Mapping[str, Any]) -> Sweep:
         )
         for strategy, size in files.items()
     ]
-    return Sweep(metrics["task"], name, sizes["full_precision"], metrics["metric"]["full_precision"], tuple(points))
+    note = TUNING_NOTE if metrics.get("tuning") else ""
+    full = metrics["metric"]["full_precision"]
+    return Sweep(metrics["task"], name, sizes["full_precision"], full, tuple(points), note=note)
 
 
 def _run_tiles(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -24,6 +24,7 @@ from autoquant.core.errors import CheckpointError
 from autoquant.core.run import atomic_write_bytes, atomic_write_text
 from autoquant.pareto.front import Folded, fold, hypervolume, non_dominated
 
+TUNING_NOTE = "The metric is that on a fifth of the training file, which no trial saw: the evaluation file was not read."
 FORMAT, VERSION = "autoquant-pareto", 1
 JSON_NAME, PARQUET_NAME = "pareto.json", "pareto.parquet"
 

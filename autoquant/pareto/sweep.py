@@ -34,7 +34,7 @@ from autoquant.inference import load
 from autoquant.pareto.command import common_options, data_options, mib_number
 from autoquant.pareto.latency import FORMAT, TEXTS, latency_ms
 from autoquant.pareto.report import write_report
-from autoquant.pareto.results import OBJECTIVES, Point, Sweep
+from autoquant.pareto.results import OBJECTIVES, TUNING_NOTE, Point, Sweep
 from autoquant.pareto.storage import database_errors, default_storage, open_storage, storage_errors, without_password
 from autoquant.pareto.trials import PATIENCE, Counts, Plan, by_cell, check_patience, count, enqueue_missing, owner, work
 from autoquant.pareto.tuning import SAMPLERS, Range, apply_settings, parse_range, suggest
@@ -44,8 +44,6 @@ from autoquant.training.batches import encode
 from autoquant.workspace import Blueprint, Machine, check_strategies
 
 SETTINGS = "autoquant"  # the study's attribute
-TUNING_SHARE, TUNING_SALT = 0.2, "tune"
-TUNING_NOTE = "The metric is that on a fifth of the training file, which no trial saw: the evaluation file was not read."
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class SweepSettings:
     trials: int = 0
     sampler: str = "tpe"
     data_source: Mapping[str, Any] | None = None
-    """Options that load the data, for workers elsewhere; None if it was given as values."""
+    """Options that load the data, for workers elsewhere; None if it did not come from the command line."""
 
     def __post_init__(self) -> None:
         check_strategies(self.strategies)
@@ -107,9 +105,12 @@ class SweepSettings:
         lists = {name: tuple(data[name]) for name in ("budgets", "strategies", "seeds", "objectives")}
         return cls(**{**data, **lists, "recipe": from_mapping(Recipe, data["recipe"], "the study")})
 
+    def data_options(self) -> list[str]:
+        return data_options(self.task, self.data_source)
+
     def command(self) -> str:
         """The `autoquant pareto` command that makes this sweep."""
-        parts = ["autoquant", "pareto", *(["--model", self.model] if self.model else []), *data_options(self.task)]
+        parts = ["autoquant", "pareto", *(["--model", self.model] if self.model else []), *self.data_options()]
         parts += ["--budgets", ",".join(map(mib_number, self.budgets))]
         parts += ["--count", self.count] if self.count != "file" else []
         parts += ["--strategies", *self.strategies, "--seeds", *map(str, self.seeds)]
@@ -166,7 +167,7 @@ class Measurer:
     ) -> None:
         self.study, self.settings, self.folder, self.model, self.progress = study, settings, folder, model, progress
         self.machine = Machine(**settings.machine)
-        self.data = tuning_data(data) if settings.tune else data
+        self.data = data.for_tuning() if settings.tune else data
 
     def check(self) -> None:
         """Raise, before a trial is claimed, for what this machine lacks: the device, the exporter, the sweep's teacher."""
@@ -264,12 +265,6 @@ class Measurer:
         return path
 
 
-def tuning_data(data: TaskData) -> TaskData:
-    """The training file alone: a fifth of it, by hash of the text, stands in for the evaluation file."""
-    kept, held_out = data.train.split(TUNING_SHARE, TUNING_SALT)
-    return dataclasses.replace(data, train=kept, evaluation=held_out)
-
-
 # The study --------------------------------------------------------------------------------------------------------
 
 
@@ -297,7 +292,6 @@ def sweep(
     resume: bool = False,
     progress: Progress | None = None,
     patience: float = PATIENCE,
-    data_source: Mapping[str, Any] | None = None,
     cells: str | Path | None = None,
 ) -> Sweep:
     """Measure the front: every strategy under every budget (MiB) with every seed, or `trials` of the sampler's choice.
@@ -331,7 +325,7 @@ def sweep(
         trials=trials,
         sampler=sampler,
         objectives=("size", "metric", "latency") if latency else ("size", "metric"),
-        data_source=data_source,
+        data_source=data.source,
     )
     blueprint = Blueprint.draw(path, data, recipe, max_length, trim_positions)
     for size in settings.budgets:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from autoquant.core.errors import DataError
 from autoquant.tasks.task import Task
+
+TUNING_SHARE, TUNING_SALT = 0.2, "tune"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,3 +95,20 @@ class TaskData:
     train: TextData
     evaluation: TextData
     label_names: tuple[str, ...]
+    source: Mapping[str, Any] | None = None
+    """Command-line options that load it, by field, as JSON values; None for data that did not come from there."""
+    tuning: bool = False
+    """Whether the evaluation rows are a part of the training file, by which settings are chosen."""
+
+    def for_tuning(self) -> TaskData:
+        """The training file alone: a fifth of it, by hash of the text, stands in for the evaluation file."""
+        kept, held_out = self.train.split(TUNING_SHARE, TUNING_SALT)
+        return dataclasses.replace(self, train=kept, evaluation=held_out, tuning=True)
+
+    def as_recorded(self, hashes: Mapping[str, str]) -> TaskData:
+        """This data, or its part for tuning where the recorded sha256 of "train" and "evaluation" are those of that part."""
+        if self.evaluation.sha256() == hashes.get("evaluation"):
+            return self
+        part = self.for_tuning()
+        same = (part.train.sha256(), part.evaluation.sha256()) == (hashes.get("train"), hashes.get("evaluation"))
+        return part if same else self

@@ -86,6 +86,15 @@ def test_a_file_that_was_overwritten_is_not_spoken_of(folder: Path, exported: di
     assert "onnx" not in write_card(folder, exported).read_text("utf-8")
 
 
+def test_a_tuned_trial_names_no_split_it_was_not_measured_on(folder: Path, reference: Reference) -> None:
+    card = ModelCard.load(write_card(folder, {**reference.metrics, "tuning": True}))
+    (result,) = card.data.eval_results
+    assert (result.dataset_split, result.dataset_config) == ("train", "sst2")
+    assert "a fifth of the training rows" in result.dataset_name
+    assert "on the evaluation rows" not in card.text
+    assert "on a fifth of the training rows that it was not trained on, by which settings were chosen" in card.text
+
+
 def test_the_base_model_is_kept(reference: Reference, folder: Path) -> None:
     write_card(folder, reference.metrics, "somebody/bert")
     text = write_card(folder, reference.metrics).read_text("utf-8")

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 
 from autoquant import cli
 from autoquant.core.cost import SizeBudget
 from autoquant.core.settings import Recipe, load_preset
-from autoquant.pareto.command import apply_command, data_options, mib_number, recipe_options, run_command
+from autoquant.pareto.command import data_options, mib_number, recipe_options, run_command
 from runs import Reference, reference
 
 __all__ = ["reference"]
@@ -17,7 +18,7 @@ __all__ = ["reference"]
 
 def test_the_command_of_a_run_parses_to_its_settings(reference: Reference) -> None:
     settings = json.loads((reference.run_dir / "run.json").read_text("utf-8"))["settings"]
-    command = cli.parse(shlex.split(run_command(settings))[1:])
+    command = cli.parse(shlex.split(run_command(settings, "sst2"))[1:])
     assert isinstance(command, cli.Search)
     assert json.loads(json.dumps(dataclasses.asdict(command.recipe))) == settings["recipe"]
     assert list(command.controls) == settings["controls"]
@@ -55,7 +56,37 @@ def test_data_of_ones_own_has_places_to_fill_in() -> None:
 def test_an_applied_allocation() -> None:
     machine = {"device": "cpu", "threads": 0, "precision": "fp32", "compile": True}
     settings = {"model": "teacher", "recovery": False, "machine": machine}
-    assert apply_command(settings) == "autoquant apply model/allocation.json --model teacher --device cpu --no-recovery"
+    assert run_command(settings, "movies") == "autoquant apply model/allocation.json --model teacher --device cpu --no-recovery"
+    assert "--model teacher --task cola --device cpu" in run_command(settings, "cola")
+
+
+def test_a_run_records_where_its_data_is(reference: Reference) -> None:
+    """A run and a trial that took over a search: the command in either's report loads the same data."""
+    info = json.loads((reference.run_dir / "run.json").read_text("utf-8"))
+    for settings in (info["settings"], {**info["settings"], "shared": "calibration of shared/seed0"}):
+        command = cli.parse(shlex.split(run_command(settings, "sst2", info["data_source"]))[1:])
+        assert isinstance(command, cli.Search | cli.Apply)
+        assert command.data == cli.DataOptions(task="sst2", data_dir=reference.data)
+    report = (reference.run_dir / "report.html").read_text("utf-8")
+    assert f"--data-dir {reference.data} --task sst2" in report
+
+
+def test_the_command_loads_the_same_files_columns_and_rows(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("one,two,stars\n" + "".join(f"w{i},v{i},{i % 2}\n" for i in range(40)), "utf-8")
+    asked = cli.DataOptions(
+        train_file=tmp_path / "a.csv",
+        eval_file=tmp_path / "b.csv",
+        text_column=("one", "two"),
+        label_column="stars",
+        train_rows=30,
+    )
+    source = asked.load().source
+    assert source is not None
+    command = cli.parse(["evaluate", "folder", *data_options("files", source)])
+    assert isinstance(command, cli.Evaluate)
+    assert command.data == asked
+    assert cli._data_options(source) == asked
 
 
 @pytest.mark.parametrize("options", [["--bits", "2-2-8", "--seed", "3"], ["--activation-bits", "4", "--activations", "static"]])
@@ -67,7 +98,8 @@ def test_a_refined_allocation(options: list[str]) -> None:
     refine |= {"activation_bits": asked.activation_bits, "activations": asked.activations}
     machine = {"device": "cpu", "threads": 0, "precision": "fp32", "compile": True}
     settings = {"refine": refine, "recovery": dataclasses.asdict(asked.recovery), "seed": asked.seed, "task": "sst2"}
-    made = cli.parse(shlex.split(run_command({**settings, "max_length": asked.max_length, "machine": machine}))[1:])
+    settings |= {"max_length": asked.max_length, "machine": machine}
+    made = cli.parse(shlex.split(run_command(settings, "sst2"))[1:])
     assert isinstance(made, cli.Refine)
     kept = {"max_length": asked.max_length} if asked.bits is None else {}  # a run's own
     assert dataclasses.replace(made, **kept, machine=asked.machine) == asked

@@ -13,6 +13,7 @@ from typing import Any
 
 import optuna
 import pytest
+from huggingface_hub import ModelCard
 from optuna.trial import TrialState
 
 from autoquant import cli
@@ -21,7 +22,7 @@ from autoquant.core.run import file_sha256
 from autoquant.core.settings import load_preset
 from autoquant.pareto import sweep as sweeps
 from autoquant.pareto import trials
-from autoquant.pareto.results import Sweep
+from autoquant.pareto.results import Point, Sweep
 from autoquant.pareto.storage import open_storage
 from autoquant.pareto.sweep import SweepSettings, make_plan, spread_budgets, sweep
 from autoquant.pareto.trials import by_cell, claim
@@ -222,6 +223,21 @@ def test_settings_are_tuned_without_the_evaluation_file(sampler: str, reference:
         assert recorded["evaluation"] != settings["data"]["evaluation"]
         assert settings["recipe"]["recovery"]["learning_rate"] == point.settings["recovery.learning-rate"]
         assert settings["recipe"]["space"] == point.settings["space"]
+    if sampler == "tpe":
+        assert_a_tuned_point_is_built_and_exported_again(run_dir, found.points[0], reference, tmp_path)
+
+
+def assert_a_tuned_point_is_built_and_exported_again(run_dir: Path, point: Point, reference: Reference, tmp_path: Path) -> None:
+    """From the files as they are: the parts that the trial had are cut out of them again."""
+    trial, again = run_dir / "trials" / point.cell, tmp_path / "again"
+    data = ["--task", "sst2", "--data-dir", str(reference.data)]
+    teacher = str(run_dir / "shared" / "teacher" / "teacher")
+    cli.main(["apply", str(trial / "model" / "allocation.json"), "--model", teacher, *data, *MACHINE, "--run-dir", str(again)])
+    assert metrics_of(again)["metric"]["value"] == point.metric
+    assert file_sha256(again / "model" / "model.safetensors") == point.allocation["hashes"]["file"]
+    cli.main(["export", str(trial), *data])
+    card = ModelCard.load(trial / "model" / "README.md")
+    assert {result.dataset_split for result in card.data.eval_results} == {"train"}
 
 
 # Kills and company

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoquant.core.errors import DataError
-from autoquant.tasks.data import TextData
+from autoquant.tasks.data import TaskData, TextData
+from autoquant.tasks.task import MOVIES
 
 texts = st.lists(st.text(max_size=6), min_size=1, max_size=60)
 shares = st.floats(0.05, 0.95)
@@ -21,6 +22,18 @@ def rows(first: list[str], second: list[str] | None = None) -> TextData:
 def test_hashes_are_sha256_of_the_texts() -> None:
     assert rows(["good"]).text_hashes() == (hashlib.sha256(b"good").hexdigest(),)
     assert rows(["a"], ["b"]).text_hashes() == (hashlib.sha256(b"a\x1fb").hexdigest(),)
+
+
+def test_the_part_for_tuning_is_found_again_by_its_hashes() -> None:
+    data = TaskData(MOVIES, rows([f"t{i}" for i in range(50)]), rows(["a", "b"]), ("no", "yes"))
+    part = data.for_tuning()
+    assert part.tuning
+    assert len(part.train) + len(part.evaluation) == 50
+    assert not set(part.train.first) & set(part.evaluation.first)
+    recorded = {"train": part.train.sha256(), "evaluation": part.evaluation.sha256(), "teacher": "x"}
+    assert data.as_recorded(recorded).evaluation.first == part.evaluation.first
+    assert data.as_recorded({"train": data.train.sha256(), "evaluation": data.evaluation.sha256()}) is data
+    assert data.as_recorded({**recorded, "train": "other"}) is data
 
 
 def test_lengths_must_agree() -> None:
