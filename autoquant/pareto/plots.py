@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,14 +40,20 @@ def front(sweep: Sweep) -> go.Figure:
         annotation={"text": f"full precision {sweep.full_precision_metric:.4f} ({mib:.1f} MiB)", "font": {"color": "#444"}},
         annotation_position="top left",
     )
-    sizes = sorted({c.budget_bytes / MIB for c in sweep.configurations})
-    ticks = sizes if len(sizes) <= 12 else None
     figure.update_xaxes(type="log", title="size of the packed file in MiB (log scale)", minor={"ticks": ""})
-    if ticks:
+    ticks = _size_ticks(sweep)
+    if len(ticks) <= 12:
         figure.update_xaxes(tickvals=ticks, ticktext=[f"{size:.3g}" for size in ticks])
     figure.update_yaxes(title=sweep.metric)
     _widen(figure, sweep)
     return _styled(figure, 440)
+
+
+def _size_ticks(sweep: Sweep) -> list[float]:
+    """MiB: the budgets, or where these count the encoder alone and say nothing of the file, the files themselves."""
+    if all(p.allocation.get("budget", {}).get("count", "file") == "file" for p in sweep.points):
+        return sorted({c.budget_bytes / MIB for c in sweep.configurations})
+    return sorted({float(f"{np.mean([p.file_bytes for p in c.points]) / MIB:.2g}") for c in sweep.configurations})
 
 
 def _widen(figure: go.Figure, sweep: Sweep) -> None:
@@ -98,6 +104,7 @@ def _hover(sweep: Sweep, configuration: Configuration, metric: int) -> str:
         f"{sweep.metric} {folded.mean[metric]:.4f}{spread}, {seeds} seed{'s' if seeds > 1 else ''}",
         f"{size / MIB:.2f} MiB, {sweep.full_precision_bytes / size:.1f}x smaller than full precision",
     ]
+    lines += [f"seed {m.seed} is missing ({m.reason}): never on the front" for m in configuration.missing]
     lines += [f"{name} = {value}" for name, value in configuration.settings.items()]
     return "<br>".join(lines)
 
@@ -292,16 +299,30 @@ def _share(manifest: Manifest, kind: str, width: int) -> float:
 
 def sensitivity(manifest: Manifest) -> go.Figure:
     """Why: the sensitivity of the loss per weight (of the chosen bits) against the bits a sub-group got."""
+    figure = _reasons(manifest, lambda m, g: g["why"]["sensitivity"] / (rows_of(g) * m["shape"][1]), "sensitivity")
+    figure.update_yaxes(type="log", title="expected loss increase per weight", exponentformat="power")
+    return figure
+
+
+def probability(manifest: Manifest) -> go.Figure:
+    """Why, of a search: the learned probability of the chosen bits; where it is small, the budget decided."""
+    figure = _reasons(manifest, lambda m, g: g["why"]["probability"], "probability")
+    figure.update_yaxes(title="learned probability of the chosen bits", range=[-0.03, 1.03])
+    return figure
+
+
+def _reasons(manifest: Manifest, value: Callable[[Any, Any], float], reason: str) -> go.Figure:
+    """A number of every sub-group for which the manifest knows `reason`, against its bits; one trace a kind of matrix."""
     figure = go.Figure()
     kinds = list(dict.fromkeys(m["kind"] for m in manifest["matrices"]))
     draw = np.random.default_rng(0)
     for kind in kinds:
         groups = [(m, g) for m in manifest["matrices"] if m["kind"] == kind for g in m["subgroups"]]
-        known = [(m, g) for m, g in groups if g["why"]["sensitivity"]]
+        known = [(m, g) for m, g in groups if g["why"][reason]]
         figure.add_trace(
             go.Scatter(
                 x=[g["bits"] + 0.3 * (draw.random() - 0.5) for _, g in known],
-                y=[g["why"]["sensitivity"] / (rows_of(g) * m["shape"][1]) for m, g in known],
+                y=[value(m, g) for m, g in known],
                 mode="markers",
                 marker={"size": 5, "opacity": 0.7},
                 name=_words(kind),
@@ -309,7 +330,6 @@ def sensitivity(manifest: Manifest) -> go.Figure:
                 hoverinfo="text",
             )
         )
-    figure.update_yaxes(type="log", title="expected loss increase per weight", exponentformat="power")
     figure.update_xaxes(title="bits (jittered)", tickvals=[0, 1, 2, 3, 4, 8])
     return _styled(figure, 460)
 

@@ -1,5 +1,7 @@
 """Figures hold the numbers they should; how they look is for the report's tests and for eyes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,16 @@ def test_front_has_means_spread_and_full_precision(sweep: Sweep) -> None:
     assert dnas.marker.color == ("#1b5fc1", "#1b5fc1")
     assert uniform.marker.color == ("white",)  # dominated
     assert figure.layout.shapes[0].y0 == 0.9
+
+
+def test_ticks_are_budgets_or_where_these_are_the_encoder_s_files(sweep: Sweep) -> None:
+    assert [tick * 2**20 for tick in plots.front(sweep).layout.xaxis.tickvals] == [100, 200]
+    counted = {"budget": {"bytes": 100, "count": "encoder"}}
+    points = tuple(
+        dataclasses.replace(p, file_bytes=30 * p.file_bytes * 2**10, allocation={**p.allocation, **counted}) for p in sweep.points
+    )
+    ticks = plots.front(dataclasses.replace(sweep, points=points)).layout.xaxis.tickvals
+    assert ticks == pytest.approx((2.9, 5.8, 5.9))  # 98, 198 and 200 times 30 KiB
 
 
 def test_mean_bits_are_weighted_by_weights() -> None:
@@ -102,6 +114,13 @@ def test_the_running_mean_starts_at_the_first_value() -> None:
     faint, bold = plots.training_curves(log).data
     assert list(faint.y) == [0, 1, 2]
     assert bold.y == pytest.approx((0, 0.06, 0.06 + 0.06 * 1.94))
+
+
+def test_probability_is_drawn_where_there_is_one() -> None:
+    learned = manifest(0, 2, 4, 8)
+    learned["matrices"][1]["subgroups"][0]["why"] = {"probability": 0.75, "sensitivity": 1e-6}
+    words, query = plots.probability(learned).data
+    assert (list(words.y), list(query.y)) == ([], [0.75])
 
 
 def test_sensitivity_is_per_weight() -> None:
