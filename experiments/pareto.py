@@ -1,6 +1,7 @@
 """Which sizes buy which accuracy? The default backbone on the embedded reviews, every point twice; resumable point by point.
 
     python experiments/pareto.py                       # six budgets from 3 to 12 MiB, two seeds, search and uniform
+    python experiments/pareto.py --strategies random   # random bits too, beside what is there
     python experiments/pareto.py --fresh               # the same with a search for each budget, to see what reuse costs
     python experiments/pareto.py --picture             # only draw what is there
 
@@ -53,16 +54,23 @@ def main() -> None:
 
 
 def measure(options: Options) -> None:
-    """Every cell that is missing; with `fresh` the teacher is that of the other sweep, or the two would not compare."""
+    """Every cell that is missing; with `fresh` the teacher is that of the other sweep, or the two would not compare.
+
+    What is asked for may grow: other strategies are another study of the same folder, with its teacher, calibration and cells.
+    """
     teacher = options.runs / "shared" / "teacher" / "teacher"
     fresh_model = str(teacher) if options.fresh and options.model is None else options.model
+    strategies = ("dnas",) if options.fresh else options.strategies
+    run_dir = options.runs.with_name(options.runs.name + "-fresh") if options.fresh else options.runs
+    usual = options.fresh or strategies == Options.strategies
     sweep(
         fresh_model,
         budgets=options.budgets,
         seeds=options.seeds,
-        strategies=("dnas",) if options.fresh else options.strategies,
+        strategies=strategies,
         recipe=load_preset(options.preset),
-        run_dir=options.runs.with_name(options.runs.name + "-fresh") if options.fresh else options.runs,
+        run_dir=run_dir,
+        study_name=run_dir.name if usual else f"{run_dir.name}-{'-'.join(strategies)}",
         reuse_search=not options.fresh,
         machine=Machine(threads=options.threads),
         resume=True,
