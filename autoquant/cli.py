@@ -420,7 +420,7 @@ class Pareto:
         sweep(
             self.model,
             self.data.load(),
-            budgets=_numbers(self.budgets),
+            budgets=_numbers(self.budgets, "--budgets", "3,4,6,8,12"),
             points=self.points,
             count=self.count,
             strategies=self.strategies,
@@ -476,6 +476,66 @@ class ParetoWorker:
             model=self.model,
             progress=progress,
             patience=self.patience_seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Measure methods under the same bytes, with the same teacher, data and evaluation; each against uniform bits.
+
+    Example: autoquant compare --model bert-base-uncased --task sst2 --budget-mib 4,6 --methods all --seeds 3
+
+    A few: autoquant compare --budget-ratio 15,25 --methods uniform fisher default my-recipe.toml --run-dir runs/few
+    """
+
+    model: str | None = None
+    """Fine-tuned classifier or bare encoder: a directory or hub id; without it the embedded MiniLM."""
+    data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
+    budget_mib: tuple[str, ...] = ()
+    """Budgets in MiB of the whole model.safetensors: 4,6."""
+    budget_ratio: tuple[str, ...] = ()
+    """Budgets as full-precision size divided by these: 15,25."""
+    count: Literal["file", "encoder"] = "file"
+    """What counts: the whole file, or only codes and scales of the encoder, as papers do."""
+    methods: tuple[str, ...] = ("uniform", "fisher", "default")
+    """Strategies (with the recipe below), presets or their TOML files (with their own), or all."""
+    seeds: int = 1
+    """How many: 3 measures seeds 0, 1 and 2."""
+    teacher: str | None = None
+    """--model fine-tuned, if you have it: recipes that start over from the pretrained model still start from --model."""
+    machine: Annotated[MachineOptions, Flat] = field(default_factory=MachineOptions)
+    preset: str = "default"
+    """The strategies' recipe: a name in autoquant/presets or a TOML file; single settings below override it."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    run_dir: Path = Path("runs/compare")
+    """Where everything goes: compare.csv, compare.md, and every cell."""
+    max_length: int = 128
+    """Longer texts are cut at this many tokens."""
+    trim_positions: bool = False
+    """Drop position embeddings past --max-length."""
+    resume: bool = False
+    """Go on with an interrupted comparison, or add methods and seeds to a finished one."""
+
+    def run(self, progress: Progress) -> None:
+        from autoquant.compare.run import compare
+
+        mib = [BudgetOptions(budget_mib=size, count=self.count) for size in _numbers(self.budget_mib, "--budget-mib", "4,6")]
+        ratios = _numbers(self.budget_ratio, "--budget-ratio", "15,25")
+        budgets = [*mib, *(BudgetOptions(budget_ratio=ratio, count=self.count) for ratio in ratios)]
+        compare(
+            self.model,
+            self.data.load(),
+            budgets=[budget for budget in (options.resolve() for options in budgets) if budget is not None],
+            methods=self.methods,
+            seeds=range(self.seeds),
+            recipe=self.recipe,
+            run_dir=self.run_dir,
+            max_length=self.max_length,
+            trim_positions=self.trim_positions,
+            machine=_machine(self.machine),
+            resume=self.resume,
+            progress=progress,
+            teacher=self.teacher,
         )
 
 
@@ -579,7 +639,9 @@ class Bench:
             show(result, progress)
 
 
-Command = Plan | Finetune | Search | Apply | Refine | Evaluate | Pareto | ParetoWorker | Select | Report | Export | Bench
+Command = (
+    Plan | Finetune | Search | Apply | Refine | Evaluate | Pareto | ParetoWorker | Compare | Select | Report | Export | Bench
+)
 
 
 def _data_of_run(run_dir: Path, options: DataOptions) -> TaskData | None:
@@ -596,12 +658,12 @@ def _data_of_run(run_dir: Path, options: DataOptions) -> TaskData | None:
     return options.load()
 
 
-def _numbers(texts: Sequence[str]) -> list[float]:
+def _numbers(texts: Sequence[str], option: str, example: str) -> list[float]:
     """`3,4 6` -> 3.0, 4.0, 6.0."""
     try:
         return [float(part) for text in texts for part in text.split(",") if part]
     except ValueError as error:
-        raise BudgetError(f"--budgets {' '.join(texts)} are not sizes in MiB: give e.g. --budgets 3,4,6,8,12.") from error
+        raise BudgetError(f"{option} {' '.join(texts)} are not numbers: give e.g. {option} {example}.") from error
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -647,6 +709,7 @@ def parse(arguments: Sequence[str]) -> Command:
         "evaluate": Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
         "pareto": Annotated[Pareto, tyro.conf.subcommand("pareto", default=Pareto(budgets=tyro.MISSING, recipe=recipe))],
         "pareto-worker": Annotated[ParetoWorker, tyro.conf.subcommand("pareto-worker")],
+        "compare": Annotated[Compare, tyro.conf.subcommand("compare", default=Compare(recipe=recipe))],
         "select": Annotated[Select, tyro.conf.subcommand("select")],
         "report": Annotated[Report, tyro.conf.subcommand("report")],
         "export": Annotated[Export, tyro.conf.subcommand("export")],

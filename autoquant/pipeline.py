@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autoquant import method
 from autoquant.assets import default_backbone, hub_id
 from autoquant.core.allocation import BitAllocation
@@ -252,6 +254,12 @@ def keep_teacher(
 
 def evaluate_folder(folder: str | Path, data: TaskData) -> dict[str, float]:
     """The task's metrics of a packed folder on the evaluation rows, in the batches that the run's own evaluation uses."""
+    logits, labels = predict_folder(folder, data)
+    return score(data.task.metrics, logits, labels)
+
+
+def predict_folder(folder: str | Path, data: TaskData) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [rows, classes] and labels [rows] of the evaluation rows, by the reloaded model of a packed folder."""
     from autoquant.inference import load
 
     predictor = load(folder)
@@ -259,7 +267,7 @@ def evaluate_folder(folder: str | Path, data: TaskData) -> dict[str, float]:
     if outputs != max(1, len(data.label_names)):
         raise DataError(f"{folder} has {outputs} outputs, the data has {max(1, len(data.label_names))}: give its own task.")
     encoded = encode(predictor.tokenizer, data.evaluation, predictor.max_length)
-    return score(data.task.metrics, predict_logits(predictor.model, encoded), encoded.labels)
+    return predict_logits(predictor.model, encoded), encoded.labels
 
 
 def recorded_recipe(manifest: Mapping[str, Any]) -> Recipe:

@@ -21,7 +21,8 @@ import numpy as np
 from filelock import FileLock
 
 from autoquant import pipeline
-from autoquant.core.cost import MIB, ChoiceTable, SizeBudget
+from autoquant.core.cost import MIB, ChoiceTable, SizeBudget, choice_table
+from autoquant.core.errors import ModelError
 from autoquant.core.progress import Progress
 from autoquant.core.run import RunDirectory, file_sha256
 from autoquant.core.settings import Recipe
@@ -44,28 +45,35 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class SharedParts:
-    """Prepares in `folder` what runs share. `recipe` and `seed` are the teacher's; `pivot` is the budget of shared searches."""
+    """Prepares in `folder` what runs share. `recipe` and `seed` are the teacher's; `pivot` is the budget of
+    shared searches, None where nothing is searched for several."""
 
     folder: Path
     model: str
     data: TaskData
     recipe: Recipe
     seed: int
-    pivot: SizeBudget
+    pivot: SizeBudget | None
     max_length: int
     trim_positions: bool
     machine: Machine
     progress: Progress
     reuse_search: bool = True
+    given_teacher: str | None = None
+    """A fine-tuned `model`, if there is one already."""
     _prepared: dict[str, Prepared] = field(default_factory=dict)
 
     @cached_property
     def teacher(self) -> str:
-        """A fine-tuned classifier in teacher/: the model as given if it has a head, else fine-tuned once.
+        """A fine-tuned classifier in teacher/: the one given, else the model if it has a head, else it is fine-tuned once.
 
-        A copy even of the former, since a hub id or a model in several files has no file whose hash says which one it is.
+        A copy even of the former, since a hub id or a model in several files has no file whose hash says which one it is. Raises
+        ModelError if the one given has no head.
         """
-        blueprint = Blueprint.draw(self.model, self.data, self.recipe, self.max_length, trim_positions=False)
+        given = self.given_teacher or self.model
+        blueprint = Blueprint.draw(given, self.data, self.recipe, self.max_length, trim_positions=False)
+        if self.given_teacher is not None and not blueprint.source.load(self.seed)[1]:
+            raise ModelError(f"The teacher {given} has no trained head: run `autoquant finetune` first, or leave it out.")
         with self._alone("teacher"):
             run_dir = self.folder / "teacher"
             folder, _ = pipeline.keep_teacher(blueprint, run_dir, self.seed, self.machine, True, self.progress)
@@ -73,32 +81,50 @@ class SharedParts:
 
     def for_run(self, recipe: Recipe, budget: SizeBudget, seed: int) -> pipeline.Shared:
         """What a run of this recipe, budget and seed takes over: the calibration, and the search where it serves every budget."""
-        prepared, key = self.prepared(recipe, seed), self._key(recipe, seed)
-        found = prepared.results.get(recipe.search.strategy)
-        if found is None:
-            return pipeline.Shared(f"calibration of shared/{key}", lambda run: run.adopt(prepared.states, {}))
-        result = rederive(found, prepared.table, budget.bytes, recipe.search.prior_strength)
-        if recipe.recovery.start == "teacher":
-            result = dataclasses.replace(result, searched=None)  # as large as the model, and not looked at
-        results = {recipe.search.strategy: result}
-        return pipeline.Shared(f"calibration and search of shared/{key}", lambda run: run.adopt(prepared.states, results))
+        prepared, key, strategy = self.prepared(recipe, budget, seed), self._key(recipe, seed), recipe.search.strategy
+        results: dict[str, SearchResult] = {}
+        if strategy in prepared.results and self._serves(recipe, budget):
+            result = rederive(prepared.results[strategy], prepared.table, budget.bytes, recipe.search.prior_strength)
+            if recipe.recovery.start == "teacher":
+                result = dataclasses.replace(result, searched=None)  # as large as the model, and not looked at
+            results = {strategy: result}
 
-    def prepared(self, recipe: Recipe, seed: int) -> Prepared:
+        def adopt(run: Workspace) -> None:
+            run.adopt(prepared.states, results)
+            run.given_model = self.model
+
+        return pipeline.Shared(f"{'calibration and search' if results else 'calibration'} of shared/{key}", adopt)
+
+    def teacher_only(self) -> pipeline.Shared:
+        """For runs that are calibrated by themselves, such as those of recipes that leave nothing to search."""
+
+        def adopt(run: Workspace) -> None:
+            run.given_model = self.model
+
+        return pipeline.Shared("the teacher of shared/", adopt)
+
+    def prepared(self, recipe: Recipe, budget: SizeBudget, seed: int) -> Prepared:
         """Calibration, and the recipe's search if it can be reused, of all runs with this seed and recipe, recovery apart."""
         key, strategy = self._key(recipe, seed), recipe.search.strategy
-        searches = self.reuse_search and strategy in REUSABLE and recipe.search.derive == "knapsack"
+        searches = self._serves(recipe, budget)
         known = self._prepared.get(key)
         if known is None or (searches and strategy not in known.results):
             self._prepared[key] = known = self._prepare(_upstream(recipe), key, seed, strategy if searches else None)
         return known
 
+    def _serves(self, recipe: Recipe, budget: SizeBudget) -> bool:
+        """Whether a search under the pivot may serve this budget."""
+        if not self.reuse_search or self.pivot is None or self.pivot.count != budget.count:
+            return False
+        return recipe.search.strategy in REUSABLE and recipe.search.derive == "knapsack"
+
     def _prepare(self, recipe: Recipe, key: str, seed: int, strategy: str | None) -> Prepared:
         results = dict(self._prepared[key].results) if key in self._prepared else {}
         with self._alone(key), self._workspace(recipe, key, seed) as workspace:
-            if strategy is not None:
-                results[strategy] = workspace.search(strategy, self.pivot)
-            states, table, run = workspace.prepared(), workspace.blueprint.table(self.pivot), workspace.run
-            return Prepared(states, results, table, run.seconds(), run.peaks_mib())
+            table, run = choice_table(workspace.blueprint.byte_model, self.pivot.count if self.pivot else "file"), workspace.run
+            if strategy is not None and self.pivot is not None and table.smallest() <= self.pivot.bytes:
+                results[strategy] = workspace.search(strategy, self.pivot)  # else every run searches by itself
+            return Prepared(workspace.prepared(), results, table, run.seconds(), run.peaks_mib())
 
     @contextmanager
     def _workspace(self, recipe: Recipe, key: str, seed: int) -> Iterator[Workspace]:
@@ -106,7 +132,7 @@ class SharedParts:
         identity = {
             "teacher": weights_sha256(self.teacher),
             "recipe": dataclasses.asdict(recipe),
-            "budget": self.pivot.bytes,
+            "budget": self.pivot.bytes if self.pivot else None,
             "seed": seed,
             "machine": self.machine.identity(),
         }

@@ -309,6 +309,7 @@ class Workspace:
     def __init__(self, blueprint: Blueprint, run: RunDirectory, progress: Progress, machine: Machine, seed: int) -> None:
         self.blueprint, self.run, self.progress, self.seed = blueprint, run, progress, seed
         self.context = Context(run, progress, machine.torch_device(), seed, machine.precision, machine.checkpoint_seconds)
+        self.given_model = blueprint.source.path  # another where the teacher was made elsewhere, for several runs
         self._inner_seconds = 0.0  # of the stages within the one being timed
         _configure(machine)
         data = blueprint.data
@@ -461,7 +462,7 @@ class Workspace:
 
     def pretrained(self) -> Start:
         """The model as it was given, with a new head if it was a bare encoder."""
-        model, _ = self.blueprint.source.load(self.seed)
+        model, _ = dataclasses.replace(self.blueprint.source, path=self.given_model).load(self.seed)
         return Start(model.state_dict(), self.starting_point.scales)
 
     def _supernet(self, model: nn.Module, table: ChoiceTable, scales: dict[str, Tensor]) -> Supernet:

@@ -17,7 +17,8 @@ from runs import MACHINE, TEACHER, Reference, metrics_of, reference, search, sea
 
 __all__ = ["reference"]
 
-COMMANDS = ["plan", "finetune", "search", "apply", "evaluate", "pareto", "pareto-worker", "select", "report", "export", "bench"]
+COMMANDS = ["plan", "finetune", "search", "apply", "evaluate", "pareto", "pareto-worker", "select", "compare", "report", "export"]
+COMMANDS += ["bench"]
 
 
 # Help

@@ -15,7 +15,7 @@ from autoquant.core.settings import Recipe, RecoverySettings, SearchSettings, Te
 from autoquant.shared import SharedParts, cell_name, drop_copies, pivot_budget, weights_sha256
 from autoquant.supernet.mixing import KERNELS
 from autoquant.tasks.load import load_glue
-from autoquant.workspace import Machine
+from autoquant.workspace import Blueprint, Machine, Workspace
 from conftest import save_tokenizer
 
 RECIPE = Recipe(search=SearchSettings(steps=2, calibration_samples=32), teacher=TeacherSettings(epochs=1))
@@ -48,8 +48,8 @@ def test_one_teacher_and_one_search_for_all(parts: SharedParts) -> None:
     parts.for_run(dataclasses.replace(RECIPE, recovery=RecoverySettings(steps=7)), SizeBudget(18_000), 0)
     assert searched(folder) == RECIPE.search.steps
     assert list(parts.folder.glob("seed0-*")) == [folder]
-    assert set(parts.prepared(RECIPE, 0).results) == {"dnas", "reversed"}
-    assert parts.prepared(RECIPE, 0).peaks_mib["search-dnas"] > 1
+    assert set(parts.prepared(RECIPE, SizeBudget(18_000), 0).results) == {"dnas", "reversed"}
+    assert parts.prepared(RECIPE, SizeBudget(18_000), 0).peaks_mib["search-dnas"] > 1
 
 
 def test_a_model_with_a_head_in_several_files_is_kept_in_one(
@@ -69,6 +69,24 @@ def test_most_probable_choices_cannot_be_shared(parts: SharedParts) -> None:
     argmax = dataclasses.replace(RECIPE, search=dataclasses.replace(RECIPE.search, derive="argmax"))
     assert "search" not in parts.for_run(argmax, SizeBudget(18_000), 0).origin
     assert "search" in parts.for_run(RECIPE, SizeBudget(18_000), 0).origin
+
+
+def test_a_budget_that_counts_otherwise_has_a_search_of_its_own(parts: SharedParts) -> None:
+    assert "search" not in parts.for_run(RECIPE, SizeBudget(18_000, "encoder"), 0).origin
+
+
+def test_what_starts_over_starts_from_the_model_that_was_given(parts: SharedParts, tmp_path: Path) -> None:
+    """Not from the teacher that all runs share."""
+    shared = parts.for_run(RECIPE, SizeBudget(18_000), 0)
+    blueprint = Blueprint.draw(parts.teacher, parts.data, RECIPE, 32, trim_positions=False)
+    with RunDirectory.open(tmp_path / "run", {}) as run:
+        workspace = Workspace(blueprint, run, SilentProgress(), parts.machine, 0)
+        shared.adopt(workspace)
+        name = "bert.encoder.layer.0.output.dense.weight"
+        given, _ = Blueprint.draw(parts.model, parts.data, RECIPE, 32, trim_positions=False).source.load(0)
+        started, teacher = workspace.pretrained().weights[name], workspace.teacher.get_parameter(name)
+        assert torch.equal(started, given.get_parameter(name))
+        assert not torch.equal(started, teacher)
 
 
 def test_cells_are_named_after_what_they_are() -> None:

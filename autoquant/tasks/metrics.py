@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import f1_score, matthews_corrcoef
 
 from autoquant.core.errors import TrainingError
 
@@ -20,7 +20,7 @@ def _correlation(measure: Callable[..., tuple[float, float]], values: np.ndarray
 
 # name -> (answers [rows], labels [rows]) -> score; answers are classes, or values in a regression
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": lambda classes, labels: float(accuracy_score(labels, classes)),
+    "accuracy": lambda classes, labels: float(np.mean(classes == labels)),
     "f1": lambda classes, labels: float(f1_score(labels, classes, zero_division=0)),
     "matthews_correlation": lambda classes, labels: float(matthews_corrcoef(labels, classes)),
     "pearson": lambda values, labels: _correlation(pearsonr, values, labels),
@@ -37,5 +37,10 @@ def score(metrics: Sequence[str], logits: np.ndarray, labels: np.ndarray) -> dic
     broken = int((~np.isfinite(logits)).any(axis=1).sum())
     if broken:
         raise TrainingError(f"{broken} of {len(logits)} rows have logits that are not finite: lower the learning rate.")
-    answers = logits[:, 0].astype(np.float64) if logits.shape[1] == 1 else logits.argmax(axis=1)
-    return {name: METRICS[name](answers, labels) for name in metrics}
+    found = answers(logits)
+    return {name: METRICS[name](found, labels) for name in metrics}
+
+
+def answers(logits: np.ndarray) -> np.ndarray:
+    """Classes [rows] int64 of logits [rows, classes], or values [rows] float64 of a regression's [rows, 1]."""
+    return logits[:, 0].astype(np.float64) if logits.shape[1] == 1 else logits.argmax(axis=1)

@@ -1,0 +1,251 @@
+"""Whole comparisons on the tiny model: every cell measured once, kept at once, and checked against its packed file."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from autoquant import cli, inference
+from autoquant.compare import run as module
+from autoquant.compare.cells import COLUMNS, Cell, read_cells
+from autoquant.core.errors import TrainingError
+from autoquant.core.run import RunDirectory, file_sha256
+from autoquant.tasks.load import load_glue
+from autoquant.tasks.metrics import METRICS
+from runs import MACHINE, Reference, log_of, metrics_of, reference, start, task
+
+__all__ = ["reference"]
+
+STEPS = ["--teacher.epochs", "1", "--search.steps", "2", "--recovery.steps", "3", "--recovery.mrem-steps", "2"]
+FEW = [*STEPS, "--recovery.mrem-modules", "2", "--search.calibration-samples", "32", "--max-length", "32"]
+BUDGETS = "0.018,0.024"
+PRESET = """
+quantizer = "minmax"
+[search]
+strategy = "uniform"
+calibration_samples = 32
+[recovery]
+steps = 0
+mrem_steps = 0
+"""
+
+
+def arguments(reference: Reference, run_dir: Path, *more: object) -> list[str]:
+    files = task(reference.run_dir / "teacher", reference.data)
+    return ["compare", *files, *MACHINE, *FEW, "--budget-mib", BUDGETS, "--run-dir", str(run_dir), *map(str, more)]
+
+
+@pytest.fixture
+def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.getbasetemp() / "plain.toml"
+    file.write_text(PRESET, "utf-8")
+    return file
+
+
+@pytest.fixture
+def finished(reference: Reference, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished comparison: read it, do not write into it."""
+    run_dir = tmp_path_factory.getbasetemp() / "comparison"
+    if not (run_dir / "compare.md").exists():
+        cli.main(arguments(reference, run_dir, "--methods", "dnas", "uniform", preset, "--seeds", "2"))
+    return run_dir
+
+
+def test_a_row_a_method_budget_and_seed(finished: Path) -> None:
+    table = pd.read_csv(finished / "compare.csv")
+    assert list(table.columns) == list(COLUMNS)
+    assert len(table) == 3 * 2 * 2
+    assert not table.duplicated(["method", "budget_bytes", "seed"]).any()
+    assert set(table.method) == {"dnas", "uniform", "plain"}
+    assert set(table.task) == {"sst2"}
+    assert (table.file_bytes <= table.budget_bytes).all()
+    assert (table.file_bytes > 0.98 * table.budget_bytes).all()
+    assert (table.seconds > 0).all()
+    assert (table.peak_mib > 50).all()
+    assert set(table[table.method == "plain"].recovery_steps) == {0}
+    assert set(table[table.method != "plain"].recovery_steps) == {3 + 2 * 2}
+
+
+def test_a_cell_is_what_its_packed_file_says(finished: Path, reference: Reference) -> None:
+    cells = read_cells(finished / "results")
+    data = load_glue("sst2", reference.data)
+    assert {cell.teacher_hash for cell in cells} == {file_sha256(reference.run_dir / "teacher" / "model.safetensors")}
+    for cell in cells:
+        size = f"{cell.budget_bytes / 2**20:.4g}"
+        folder = finished / "cells" / f"{cell.method}-{size}MiB-seed{cell.seed}"
+        assert cell.file_bytes == (folder / "model" / "model.safetensors").stat().st_size
+        assert cell.metric == metrics_of(folder)["metric"]["value"]
+        assert cell.metric == METRICS[cell.metric_name](cell.answers, np.asarray(cell.labels))
+        assert np.array_equal(cell.labels, data.evaluation.labels)
+        assert not (folder / "checkpoint").exists()
+    predictor = inference.load(finished / "cells" / "dnas-0.018MiB-seed1" / "model")
+    (cell,) = [c for c in cells if (c.method, c.budget_bytes, c.seed) == ("dnas", int(0.018 * 2**20), 1)]
+    assert predictor.logits(data.evaluation.first).argmax(axis=1).tolist() == list(cell.predictions)
+
+
+def test_one_search_a_seed_serves_both_budgets(finished: Path) -> None:
+    for seed in (0, 1):
+        logged = [line for folder in (finished / "shared").glob(f"seed{seed}-*") for line in log_of(folder)]
+        assert sum('"search-dnas"' in line for line in logged) == 2
+        cells = [c for c in read_cells(finished / "results") if (c.method, c.seed) == ("dnas", seed)]
+        (shared,) = [f for f in (finished / "shared").glob(f"seed{seed}-*") if any('"search-dnas"' in line for line in log_of(f))]
+        search = RunDirectory(shared).seconds()["search-dnas"]
+        assert all(cell.seconds > search for cell in cells)  # as if each had run alone
+    assert not any('"search-dnas"' in line for folder in (finished / "cells").iterdir() for line in log_of(folder))
+
+
+def test_the_table_is_there_for_people(finished: Path, reference: Reference, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (finished / "compare.md").read_text("utf-8")
+    assert "**sst2, accuracy**" in text
+    assert sum(line.startswith("| dnas | 2 |") for line in text.splitlines()) == 1
+    before = (finished / "compare.csv").read_bytes()
+    cli.main(arguments(reference, finished, "--methods", "dnas", "--seeds", "1", "--resume"))
+    said = capsys.readouterr().out
+    assert "Cells: 2 of 2 done, 0 failed." in said
+    assert "minus uniform [95 %]" in said
+    assert (finished / "compare.csv").read_bytes() == before
+
+
+def test_sigkill_costs_the_cell_under_way_at_most(finished: Path, reference: Reference, preset: Path, tmp_path: Path) -> None:
+    run_dir, methods = tmp_path / "killed", ["--methods", "dnas", "uniform", preset, "--checkpoint-seconds", "0"]
+    process = start(arguments(reference, run_dir, *methods))
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Cells: 2 of 6 done"):
+                break
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.communicate()
+    kept = {file: file.stat().st_mtime_ns for file in (run_dir / "results").iterdir()}
+    assert len(kept) >= 2
+    assert not (run_dir / "compare.csv").exists()
+    cli.main(arguments(reference, run_dir, *methods, "--resume"))
+    assert all(file.stat().st_mtime_ns == then for file, then in kept.items())
+    ours = {(c.method, c.budget_bytes): c.predictions for c in read_cells(run_dir / "results")}
+    whole = {(c.method, c.budget_bytes): c.predictions for c in read_cells(finished / "results") if c.seed == 0}
+    assert ours == whole
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(
+    reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure, broken = module.Bench.measure, True
+
+    def sometimes(bench: module.Bench, task: module.Task) -> Cell:
+        if broken and task.name == "uniform-0.018MiB-seed0":
+            raise TrainingError("The loss is not finite.")
+        return measure(bench, task)
+
+    monkeypatch.setattr(module.Bench, "measure", sometimes)
+    said = refusal(arguments(reference, tmp_path / "run", "--methods", "uniform"), capsys)
+    assert "1 of 2 cells failed (uniform-0.018MiB-seed0: The loss is not finite.): --resume tries them again." in said
+    assert len(pd.read_csv(tmp_path / "run" / "compare.csv")) == 1
+    broken = False
+    cli.main(arguments(reference, tmp_path / "run", "--methods", "uniform", "--resume"))
+    assert len(pd.read_csv(tmp_path / "run" / "compare.csv")) == 2
+
+
+def test_cells_kept_elsewhere_are_not_measured_again(finished: Path, reference: Reference, tmp_path: Path) -> None:
+    asked = cli.parse(arguments(reference, tmp_path / "run"))
+    assert isinstance(asked, cli.Compare)
+
+    def again(run_dir: Path, **changes: object) -> list[Cell]:
+        return module.compare(
+            asked.model,
+            asked.data.load(),
+            budgets=[cli.BudgetOptions(budget_mib=size).resolve() for size in (0.018, 0.024)],
+            methods=["uniform"],
+            recipe=asked.recipe,
+            run_dir=run_dir,
+            max_length=asked.max_length,
+            machine=cli._machine(asked.machine),
+            results=finished / "results",
+            **changes,  # type: ignore[arg-type]
+        )
+
+    assert again(tmp_path / "run") == read_cells(finished / "results")
+    assert not (tmp_path / "run" / "cells").exists()
+
+
+# What is refused
+
+
+def refusal(arguments_: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments_)
+    errors = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert errors.startswith("autoquant: ")
+    assert errors.count("\n") == 1
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "best"], "Unknown method 'best'; known are strategies"),
+        (["--methods", "uniform", "uniform"], "uniform is given twice"),
+        (["--budget-mib", "a"], "--budget-mib a are not numbers: give e.g. --budget-mib 4,6"),
+        (["--budget-mib", "0.02,0.02"], "A budget is given twice: 0.02, 0.02 MiB"),
+        (["--budget-mib", "900"], "is not below full precision"),
+        (["--budget-mib"], "uniform needs budgets: give --budget-mib 4,6 or --budget-ratio 15,25"),
+        (["--budget-mib", "0.001"], "Budget 0.00 MiB is below the smallest allocation"),
+        (["--seeds", "0"], "give one or more"),
+        (["--preset", "nonsense"], "No preset 'nonsense'"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_training(
+    more: list[str], message: str, reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refusal(arguments(reference, tmp_path / "run", *more), capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def own_preset(folder: Path, name: str, bits: str) -> Path:
+    """A preset with a space of its own."""
+    (folder / f"{name}-space.toml").write_text(f'name = "{name}"\n[default]\nbits = {bits}\ngroups = 1\n', "utf-8")
+    file = folder / f"{name}.toml"
+    file.write_text(f'space = "{folder / name}-space.toml"\n{PRESET}', "utf-8")
+    return file
+
+
+def test_what_no_allocation_meets_is_left_out_and_a_fixed_size_is_measured_once(
+    reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide, fixed = own_preset(tmp_path, "wide", "[4, 8]"), own_preset(tmp_path, "fixed", "[8]")
+    cli.main(arguments(reference, tmp_path / "run", "--budget-mib", "0.018,0.04", "--methods", wide, fixed))
+    assert "Left out: wide at 0.018 MiB. Budget 0.02 MiB is below the smallest allocation" in capsys.readouterr().out
+    cells = {cell.method: cell for cell in read_cells(tmp_path / "run" / "results")}
+    assert len(cells) == 2
+    assert cells["wide"].budget_bytes == int(0.04 * 2**20)
+    assert not cells["wide"].own_size
+    assert cells["fixed"].own_size
+    assert cells["fixed"].budget_bytes == cells["fixed"].file_bytes
+    assert "| fixed | 1 |" in (tmp_path / "run" / "compare.md").read_text("utf-8")
+
+
+def test_a_comparison_is_not_begun_twice_nor_changed(
+    finished: Path, reference: Reference, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "use --resume" in refusal(arguments(reference, finished), capsys)
+    changed = arguments(reference, finished, "--resume", "--recovery.steps", "7")
+    assert "recipe.recovery.steps: was 3, now 7" in refusal(changed, capsys)
+
+
+def test_cells_of_another_recipe_are_not_taken_over(
+    finished: Path, reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    (run_dir / "results").mkdir(parents=True)
+    old = next((finished / "results").glob("*uniform-0.018*seed0.json"))
+    changed = json.loads(old.read_text("utf-8"))
+    changed["recipe"]["recovery"]["steps"] = 99
+    (run_dir / "results" / old.name).write_text(json.dumps(changed), "utf-8")
+    said = refusal(arguments(reference, run_dir, "--methods", "uniform"), capsys)
+    assert "was made with another recipe: move it elsewhere" in said
