@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import tyro
 from ablation import ROWS
+from compare_tables import compare_table, linears_table, whole_table
 from deployment_tables import deployment_table
 from mrem_tables import mrem_settings_table, mrem_table, plot_mrem
 from scipy.stats import spearmanr
@@ -156,6 +157,7 @@ def main() -> None:
     tables = {"allocations": allocations()}
     if any((RESULTS / "ablation").glob("*.json")):
         tables["ablation"] = ablation()
+    tables |= {"compare": compare_table(), "peers-linear": linears_table(), "peers-whole": whole_table()}
     tables |= {"deployment": deployment_table(), "mrem": mrem_table(), "mrem-settings": mrem_settings_table()}
     if options.write:
         plot_mrem()

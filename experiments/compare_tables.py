@@ -1,0 +1,84 @@
+"""The tables of the comparison's and the other tools' cells; `python experiments/tables.py` puts them into the README."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autoquant.compare.cells import Cell, read_cells
+from autoquant.compare.table import NOTE, markdown, points, size_text, task_tables, title
+from compare import CELLS, RATIOS, RESULTS, TASKS, planned
+
+PEERS = RESULTS / "peers"
+
+
+def compare_table() -> str:
+    """Method x budget of every task, with what is missing."""
+    cells = read_cells(CELLS)
+    if not cells:
+        return "No cells yet: run `python experiments/compare.py --data-dir glue`."
+    parts = []
+    for task in TASKS:
+        own = [cell for cell in cells if cell.task == task]
+        parts += [f"**{title(own)}**", *task_tables(own)] if own else []
+    return "\n\n".join([*parts, f"{NOTE} {_missing(cells)}"])
+
+
+def _missing(cells: Sequence[Cell]) -> str:
+    there = {(cell.task, cell.method, cell.seed) for cell in cells}
+    wanted = [(task, name, seed) for task in TASKS for name, seeds in planned() for seed in seeds]
+    missing = [f"{task} {name} seed {seed}" for task, name, seed in wanted if (task, name, seed) not in there]
+    counted = f"{len(cells)} cells; planned are {len(RATIOS)} budgets for each of {len(wanted)} tasks, methods and seeds."
+    return f"{counted} Not measured yet, or not to be had at these sizes: {', '.join(missing)}." if missing else counted
+
+
+def linears_table() -> str:
+    """Only the linear layers: each tool beside ours at the same bytes there, whose embeddings are at 8 bits."""
+    peers = _peers()
+    if not peers:
+        return "No cells yet: run `python experiments/peers/run.py --data-dir glue --teacher DIR`."
+    columns = ["", "bits", "linear bytes", *_heads(), "seconds", "peak MiB"]
+    rows = []
+    for cell in peers:
+        bits, size = f"{cell.recipe['linear_bits']:.2f}", f"{cell.recipe['linear_bytes']:,}"
+        rows.append([_name(cell), bits, size, *_numbers(cell)])
+        beside = read_cells(PEERS / "ours" / f"{cell.task}-{cell.method}")
+        rows += [[f"ours ({own.method})", "", f"{own.budget_bytes:,}", *_numbers(own)] for own in beside]
+    return markdown(columns, rows)
+
+
+def whole_table() -> str:
+    """The whole file: recounted, and as each tool writes it."""
+    peers = _peers()
+    if not peers:
+        return "No cells yet."
+    columns = ["", "MiB, recounted", "MiB of its own file", *_heads(), "seconds", "peak MiB"]
+    rows = []
+    for cell in peers:
+        own = size_text(cell.recipe["own_file_bytes"])
+        rows.append([_name(cell), size_text(cell.file_bytes), own, *_numbers(cell)])
+    for cell in _ours_whole():
+        rows.append([f"ours ({cell.method})", size_text(cell.file_bytes), size_text(cell.file_bytes), *_numbers(cell)])
+    return markdown(columns, rows)
+
+
+def _peers() -> list[Cell]:
+    return read_cells(PEERS)
+
+
+def _ours_whole() -> list[Cell]:
+    """`default`, first seed, under both budgets, on the tasks that the tools were measured on."""
+    tasks = {cell.task for cell in _peers()}
+    found = [cell for cell in read_cells(CELLS) if (cell.method, cell.seed) == ("default", 0) and cell.task in tasks]
+    return sorted(found, key=lambda cell: (cell.task, -cell.budget_bytes))
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.method} ({cell.recipe['version']}; activations {cell.recipe['activations']})"
+
+
+def _heads() -> list[str]:
+    return ["task", "full precision", "metric"]
+
+
+def _numbers(cell: Cell) -> list[str]:
+    return [cell.task, points(cell.full_precision), points(cell.metric), f"{cell.seconds:.0f}", f"{cell.peak_mib:.0f}"]
