@@ -201,7 +201,8 @@ def compare(
     fitting = list(_fitting(bench, chosen))
     tasks = [dataclasses.replace(task, seed=seed) for seed in seeds for task in fitting]
     settings = {"model": None if asked is None else str(asked), **bench.settings()}
-    with RunDirectory.open(folder, settings, resume, expected_bytes=6 * blueprint.full_bytes()):
+    expected, defaults = 6 * blueprint.full_bytes(), {"recipe": dataclasses.asdict(Recipe())}
+    with RunDirectory.open(folder, settings, resume, expected, defaults):
         kept = Path(results) if results else folder / "results"
         failed = _measure_all(bench, tasks, kept)
         cells = read_cells(kept)
