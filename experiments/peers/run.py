@@ -66,7 +66,7 @@ TOOLS = {
     "modelopt": Tool("modelopt_auto.py", (*COMMON, "nvidia-modelopt==0.47.0", "requests"), ("4.0", "3.0")),
     "nncf": Tool("nncf_compress.py", (*COMMON, "nncf==3.4.0"), ("1.0", "0.6")),
     "onnxruntime": Tool("onnx_dynamic.py", ("onnxruntime==1.31.1", "onnx==1.23.2", "numpy"), ("int8",)),
-    "mct": Tool("mct_mixed.py", (*COMMON, "model-compression-toolkit==2.6.1"), ("0.6", "0.45")),
+    "mct": Tool("mct_mixed.py", (*COMMON, "model-compression-toolkit==2.6.1", "torchvision"), ("0.6", "0.45")),
 }
 
 
@@ -105,10 +105,17 @@ def main() -> None:
     missing = [(tool, setting, file) for tool, setting, file in cell_files(options) if not file.exists()]
     blueprint = Blueprint.draw(str(options.teacher), data, load_preset("default"), options.max_length, trim_positions=False)
     inputs = prepare(options, blueprint) if missing else options.runs
+    failed = []
     for tool, setting, file in missing:
         print(f"Cell {file.stem}", flush=True)
-        made = run(options, tool, setting, inputs)
+        try:
+            made = run(options, tool, setting, inputs)
+        except subprocess.CalledProcessError as error:  # its own output says why
+            failed.append(f"{tool}-{setting} (exit code {error.returncode})")
+            continue
         as_cell(options, blueprint, inputs, f"{tool}-{setting}", made).write(file)
+    if failed:
+        raise SystemExit(f"Failed, and tried again next time: {', '.join(failed)}.")
 
 
 def cell_files(options: Options) -> Iterator[tuple[str, str, Path]]:
