@@ -557,19 +557,21 @@ class Select:
 
     def run(self, progress: Progress) -> None:
         from autoquant.pareto.results import Sweep
-        from autoquant.pareto.select import chosen_point, export, select
+        from autoquant.pareto.select import chosen_point, export, rebuild_command, select, shipped_seed
 
         sweep = Sweep.read(self.sweep)
-        point = chosen_point(select(sweep, self.max_mib, self.min_metric))
+        configuration = select(sweep, self.max_mib, self.min_metric)
+        point = chosen_point(configuration)
         size = f"{point.file_bytes:,} bytes ({point.file_bytes / 2**20:.2f} MiB)"
-        progress.say(f"{point.cell}: {sweep.metric} {point.metric:.4f}, {size}")
+        progress.say(f"{point.cell}: {sweep.metric} {point.metric:.4f}, {size}. {shipped_seed(sweep, configuration)}".strip())
         if self.output is None:
             return
         folder = self.sweep if self.sweep.is_dir() else self.sweep.parent
         if export(folder, point, self.output):
             progress.say(f"Packed model and allocation.json in {self.output}")
         else:
-            progress.say(f"Its packed model is not here. Make it again: autoquant apply {self.output / 'allocation.json'}")
+            again = rebuild_command(sweep, folder, self.output / "allocation.json")
+            progress.say(f"Its packed model is not here. Make it again: {again}")
 
 
 @dataclass(frozen=True)

@@ -58,15 +58,13 @@ def build_manifest(
     and `counted`. Raises CheckpointError when the allocation does not fit the partitions.
     """
     allocation.check_fits(partitions)
-    rules = {kind: _rule(rule) for kind, rule in space.rules.items()}
-    structure = {"heads": space.heads, "ffn_blocks": space.ffn_blocks}
     ends = np.cumsum([p.groups for p in partitions])
     pieces = [slice(int(end) - p.groups, int(end)) for p, end in zip(partitions, ends, strict=True)]
     chances, losses = _numbers(probability, int(ends[-1])), _numbers(sensitivity, int(ends[-1]))
     return {
         "format": FORMAT,
         "version": VERSION,
-        "space": {"name": space.name, "scale": space.scale, "rules": rules, "structure": structure},
+        "space": space_content(space),
         "quantizer": quantizer,
         "activation_bits": activation_bits,
         "activations": activations,
@@ -104,6 +102,13 @@ def _matrix(
         "buckets_sha256": buckets_sha256(partition),
         "subgroups": subgroups,
     }
+
+
+def space_content(space: SearchSpace) -> dict[str, Any]:
+    """A search space as a manifest has it; `manifest_space` reads it."""
+    rules = {kind: _rule(rule) for kind, rule in space.rules.items()}
+    structure = {"heads": space.heads, "ffn_blocks": space.ffn_blocks}
+    return {"name": space.name, "scale": space.scale, "rules": rules, "structure": structure}
 
 
 def _rule(rule: Rule) -> dict[str, Any]:

@@ -151,6 +151,7 @@ def sweep_page(sweep: Sweep, folder: Path) -> str:
     """The report of a sweep; trials whose folders are there are linked."""
     best = _shown(sweep)
     text = "Filled markers: nothing is both smaller and better, on the mean over seeds. Bars: smallest and largest seed."
+    text += " A configuration that lacks a seed is never on the front." if sweep.missing else ""
     sections = [Section("The front", f"{text} {sweep.note}", _figure(plots.front(sweep)))]
     sections.append(Section("Configurations", "Mean (smallest to largest) over seeds.", configurations_table(sweep, folder)))
     if len(best) > 1:
@@ -197,7 +198,7 @@ def configurations_table(sweep: Sweep, folder: Path | None = None) -> str:
         value = f"{c.folded.mean[metric]:.4f}"
         if len(c.points) > 1:
             value += f" ({c.folded.smallest[metric]:.4f} to {c.folded.largest[metric]:.4f})"
-        seeds = ", ".join(_link(folder, p) for p in c.points)
+        seeds = ", ".join([*(_link(folder, p) for p in c.points), *(f"{m.seed} missing" for m in c.missing)])
         settings = escape(", ".join(f"{k} {v}" for k, v in c.settings.items()))
         ratio = f"{sweep.full_precision_bytes / size:.1f}x"
         front = "yes" if c.on_front else ""

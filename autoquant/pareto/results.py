@@ -10,7 +10,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,23 +25,23 @@ from autoquant.core.run import atomic_write_bytes, atomic_write_text
 from autoquant.pareto.front import Folded, fold, hypervolume, non_dominated
 
 TUNING_NOTE = "The metric is that on a fifth of the training file, which no trial saw: the evaluation file was not read."
+BUILT = ("points", "objectives", "missing")  # fields of a sweep that are no plain JSON values
 FORMAT, VERSION = "autoquant-pareto", 1
 JSON_NAME, PARQUET_NAME = "pareto.json", "pareto.parquet"
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a point is judged by: `name` is a field of `Point`, `label` what people read."""
+    """What a point is judged by: `name` is a field of `Point`."""
 
     name: str
-    label: str
     maximise: bool
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "size": Objective("file_bytes", "file bytes", False),
-    "metric": Objective("metric", "metric", True),
-    "latency": Objective("latency_ms", "latency in ms", False),
+    "size": Objective("file_bytes", False),
+    "metric": Objective("metric", True),
+    "latency": Objective("latency_ms", False),
 }
 
 
@@ -63,6 +63,10 @@ class Point:
     """Of its own stages: what all trials share is not in it."""
     allocation: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Its allocation.json."""
+    recipe: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """All settings it was made with; empty in older records."""
+    reuse_search: bool | None = None
+    """Whether one search served its budget and others; None in older records."""
 
     @property
     def configuration(self) -> tuple[str, int, str]:
@@ -75,12 +79,24 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """A point that a sweep should have and has not."""
+
+    strategy: str
+    seed: int
+    budget_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Configuration:
     """A strategy under a budget, over its seeds. Means and spreads [objectives], in the sweep's order."""
 
     points: tuple[Point, ...]
     folded: Folded
     on_front: bool
+    missing: tuple[Missing, ...] = ()
+    """Seeds that it should have and has not: it is then never on the front, since its mean is not what was asked for."""
 
     @property
     def strategy(self) -> str:
@@ -109,6 +125,10 @@ class Sweep:
     """The command that makes it again."""
     note: str = ""
     """What a reader must know of its numbers."""
+    missing: tuple[Missing, ...] = ()
+    """Points that failed."""
+    data_source: Mapping[str, Any] | None = None
+    """Command-line options that load its data, by field; None if it did not come from there."""
 
     @property
     def maximise(self) -> tuple[bool, ...]:
@@ -116,14 +136,21 @@ class Sweep:
 
     @cached_property
     def configurations(self) -> tuple[Configuration, ...]:
-        """Seeds folded; dominance is that of the means. By strategy, then budget."""
+        """Seeds folded; dominance is that of the means, among those that lack no seed. By strategy, then budget."""
         points = sorted(self.points, key=lambda p: (p.strategy, p.budget_bytes, p.configuration, p.seed))
         values = np.array([[p.value(name) for name in self.objectives] for p in points]).reshape(-1, len(self.objectives))
         folded = fold([p.configuration for p in points], values)
-        front = non_dominated(np.array([f.mean for f in folded]), self.maximise)
+        gaps = [self._gaps(points[f.rows[0]]) for f in folded]
+        whole, front = np.array([not gap for gap in gaps], dtype=bool), np.zeros(len(folded), dtype=bool)
+        front[whole] = non_dominated(np.array([f.mean for f in folded])[whole], self.maximise)
         return tuple(
-            Configuration(tuple(points[row] for row in f.rows), f, bool(on)) for f, on in zip(folded, front, strict=True)
+            Configuration(tuple(points[row] for row in f.rows), f, bool(on), gap)
+            for f, on, gap in zip(folded, front, gaps, strict=True)
         )
+
+    def _gaps(self, point: Point) -> tuple[Missing, ...]:
+        """What the configuration of a point lacks."""
+        return tuple(m for m in self.missing if (m.strategy, m.budget_bytes) == (point.strategy, point.budget_bytes))
 
     def of_strategy(self, strategy: str) -> tuple[Configuration, ...]:
         return tuple(c for c in self.configurations if c.strategy == strategy)
@@ -139,38 +166,66 @@ class Sweep:
             return {}
         reference = (self.full_precision_bytes, 0.0)
         box = self.full_precision_bytes * self.full_precision_metric
-        means = {s: np.array([c.folded.mean for c in self.of_strategy(s)]) for s in self.strategies}
+        means = {s: np.array([c.folded.mean for c in self.of_strategy(s) if not c.missing]) for s in self.strategies}
         return {s: hypervolume(values, reference, self.maximise) / box for s, values in means.items()}
 
     def frame(self) -> pd.DataFrame:
-        """One row a point: everything but the allocation's reasons."""
+        """One row a point: everything but the allocation's reasons and the recipe."""
         on_front = {p.cell for c in self.configurations if c.on_front for p in c.points}
         rows = []
         for point in sorted(self.points, key=lambda p: p.cell):
-            row = {k: v for k, v in dataclasses.asdict(point).items() if k not in ("allocation", "settings")}
+            row = {k: v for k, v in dataclasses.asdict(point).items() if k not in ("allocation", "settings", "recipe")}
             row |= {"size_mib": point.file_bytes / MIB, "on_front": point.cell in on_front}
             row |= {"settings": json.dumps(dict(point.settings), sort_keys=True), "bits": json.dumps(bits_text(point.allocation))}
+            row |= {"removed": json.dumps(list(point.allocation.get("removed", ())))}
             rows.append(row)
         return pd.DataFrame(rows)
 
     def to_json(self) -> dict[str, Any]:
         front = [p.cell for c in self.configurations if c.on_front for p in c.points]
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("points", "objectives")}
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in BUILT}
         return {
             "format": FORMAT,
             "version": VERSION,
             **plain,
+            "missing": [dataclasses.asdict(m) for m in self.missing],
+            "configurations": [self._folded_json(c) for c in self.configurations],
             "objectives": [{"name": name, "maximise": OBJECTIVES[name].maximise} for name in self.objectives],
             "front": sorted(front),
             "hypervolume": self.hypervolumes(),
             "points": [dataclasses.asdict(point) for point in sorted(self.points, key=lambda p: p.cell)],
         }
 
+    def _folded_json(self, configuration: Configuration) -> dict[str, Any]:
+        """Mean and spread over seeds by objective; null for what one seed, or one without a metric, does not have."""
+        folded, points = configuration.folded, configuration.points
+        spread = {
+            name: {o: None if math.isnan(v) else v for o, v in zip(self.objectives, getattr(folded, name), strict=True)}
+            for name in ("mean", "smallest", "largest", "deviation")
+        }
+        return {
+            "strategy": configuration.strategy,
+            "budget_bytes": configuration.budget_bytes,
+            "settings": dict(configuration.settings),
+            "cells": [point.cell for point in points],
+            "seeds": [point.seed for point in points],
+            "missing_seeds": [m.seed for m in configuration.missing],
+            "on_front": configuration.on_front,
+            **spread,
+        }
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Sweep:
-        points = tuple(Point(**point) for point in data["points"])
-        plain = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name not in ("points", "objectives")}
-        return cls(**plain, points=points, objectives=tuple(o["name"] for o in data["objectives"]))
+        """The sweep that `to_json` gave, or an older autoquant's, which lacks `missing` and `data_source`."""
+        newer = {name: data[name] for name in ("data_source",) if name in data}
+        plain = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name not in (*BUILT, "data_source")}
+        return cls(
+            **plain,
+            **newer,
+            points=tuple(Point(**point) for point in data["points"]),
+            objectives=tuple(o["name"] for o in data["objectives"]),
+            missing=tuple(Missing(**m) for m in data.get("missing", ())),
+        )
 
     def write(self, folder: str | Path) -> None:
         """pareto.json and pareto.parquet. Raises RunError when the disk refuses."""
@@ -184,25 +239,25 @@ class Sweep:
         for point in self.points:
             file = Path(folder) / f"{point.cell}.json"
             if not file.exists():
-                single = dataclasses.replace(self, points=(point,))
+                single = dataclasses.replace(self, points=(point,), missing=())
                 atomic_write_text(file, json.dumps(single.to_json(), sort_keys=True) + "\n")
 
     @classmethod
     def read_cells(cls, folder: str | Path) -> Sweep | None:
         """The points that `write_cells` left in a folder; None if there are none. Raises CheckpointError if they do not belong
-        together: another task, metric or full precision."""
+        together: another task, metric or full precision. A seed that one budget of a strategy has is missing from the others."""
         parts = [cls.read(file) for file in sorted(Path(folder).glob("*.json"))]
         if not parts:
             return None
         merged = dataclasses.replace(parts[0], points=tuple(point for part in parts for point in part.points))
-        odd = [
-            part
-            for part in parts
-            if dataclasses.replace(part, points=(), command="") != dataclasses.replace(merged, points=(), command="")
-        ]
+        odd = [part for part in parts if part._judged_by() != merged._judged_by()]
         if odd:
             raise CheckpointError(f"{folder}: {odd[0].points[0].cell} belongs to another sweep: move it elsewhere.")
-        return merged
+        return dataclasses.replace(merged, missing=_absent(merged.points))
+
+    def _judged_by(self) -> tuple[Any, ...]:
+        """What points must have in common to be compared."""
+        return self.task, self.metric, self.full_precision_bytes, self.full_precision_metric, self.objectives, self.note
 
     @classmethod
     def read(cls, path: str | Path) -> Sweep:
@@ -217,6 +272,16 @@ class Sweep:
             raise CheckpointError(f"Cannot read {file}: {error.strerror}; give a sweep's folder or its {JSON_NAME}.") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{file} is not the {JSON_NAME} of a sweep ({str(error)[:80]}).") from error
+
+
+def _absent(points: Sequence[Point]) -> tuple[Missing, ...]:
+    """What would make every budget of a strategy have the same seeds."""
+    present = {(p.strategy, p.budget_bytes, p.seed) for p in points}
+    seeds: dict[str, set[int]] = {}
+    for strategy, _, seed in present:
+        seeds.setdefault(strategy, set()).add(seed)
+    wanted = {(strategy, size, seed) for strategy, size, _ in present for seed in seeds[strategy]}
+    return tuple(Missing(strategy, seed, size, "not measured") for strategy, size, seed in sorted(wanted - present))
 
 
 def bits_text(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autoquant import pipeline
 from autoquant.assets import default_backbone
@@ -29,15 +29,17 @@ from autoquant.core.errors import BudgetError, CheckpointError, RunError, SpaceE
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.run import differences
 from autoquant.core.settings import Recipe, from_mapping, load_preset
+from autoquant.core.space import load_space
 from autoquant.export import EXPORTERS
+from autoquant.export.manifest import space_content
 from autoquant.inference import load
 from autoquant.pareto.command import common_options, data_options, mib_number
 from autoquant.pareto.latency import FORMAT, TEXTS, latency_ms
 from autoquant.pareto.report import write_report
-from autoquant.pareto.results import OBJECTIVES, TUNING_NOTE, Point, Sweep
+from autoquant.pareto.results import OBJECTIVES, TUNING_NOTE, Missing, Point, Sweep
 from autoquant.pareto.storage import database_errors, default_storage, open_storage, storage_errors, without_password
-from autoquant.pareto.trials import PATIENCE, Counts, Plan, by_cell, check_patience, count, enqueue_missing, owner, work
-from autoquant.pareto.tuning import SAMPLERS, Range, apply_settings, parse_range, suggest
+from autoquant.pareto.trials import PATIENCE, Counts, Plan, by_cell, check_patience, count, enqueue_missing, is_lost, owner, work
+from autoquant.pareto.tuning import SAMPLERS, Range, apply_settings, check_tunable, parse_range, size_variants, suggest
 from autoquant.shared import SharedParts, cell_name, drop_copies, mib_text, pivot_budget, weights_sha256
 from autoquant.tasks.data import TaskData
 from autoquant.training.batches import encode
@@ -90,8 +92,8 @@ class SweepSettings:
             raise SpaceError("--tune takes one strategy and one seed: sweep sizes with the settings it finds for more.")
         if self.sampler not in SAMPLERS:
             raise SpaceError(f"Unknown sampler '{self.sampler}'; known are {', '.join(SAMPLERS)}.")
-        for name, text in self.tune.items():
-            apply_settings(self.recipe, {name: parse_range(name, text).example})
+        for name, range_ in self.ranges.items():
+            check_tunable(self.recipe, name, range_)
 
     @cached_property
     def ranges(self) -> dict[str, Range]:
@@ -211,6 +213,8 @@ class Measurer:
             latency_ms=latency,
             settings=chosen,
             seconds=sum(metrics["seconds"].values()),
+            recipe=json.loads(json.dumps(dataclasses.asdict(recipe))),
+            reuse_search=self.settings.reuse_search,
         )
         full = {"bytes": metrics["bytes"]["full_precision"], "metric": metrics["metric"]["full_precision"]}
         trial.set_user_attr("allocation", json.loads((result.model_dir / "allocation.json").read_text("utf-8")))
@@ -327,9 +331,10 @@ def sweep(
         objectives=("size", "metric", "latency") if latency else ("size", "metric"),
         data_source=data.source,
     )
-    blueprint = Blueprint.draw(path, data, recipe, max_length, trim_positions)
-    for size in settings.budgets:
-        blueprint.table(pipeline.resolve_budget(SizeBudget(size, count), blueprint))
+    for variant in (recipe, *size_variants(recipe, settings.ranges)):
+        blueprint = Blueprint.draw(path, data, variant, max_length, trim_positions)
+        for size in settings.budgets:
+            blueprint.table(pipeline.resolve_budget(SizeBudget(size, count), blueprint))
     folder = Path(run_dir)
     storage, name = storage or default_storage(folder), study_name or folder.absolute().name
     with storage_errors(storage):
@@ -403,14 +408,16 @@ def run_worker(
 
 
 def adopt_points(study: optuna.Study, settings: SweepSettings, known: Sweep | None) -> None:
-    """Take the points of an earlier sweep for done. Raises RunError if they were made with other data or another recovery."""
+    """Take the points of an earlier sweep for done. Raises RunError if any was not made as this sweep makes its own."""
     plan, present = make_plan(settings), by_cell(study.get_trials(deepcopy=False))
     space = {"strategy": settings.strategies, "budget_bytes": settings.budgets, "seed": settings.seeds}
     for point in known.points if known else ():
         if known is None or point.cell not in plan.cells or point.cell in present:
             continue
-        if not _made_alike(point, settings):
-            raise RunError(f"{point.cell} is there, but of other data, seed or recovery settings: move the old points elsewhere.")
+        teacher = study.user_attrs.get("teacher")
+        unlike = _unlike(point, settings, teacher)
+        if unlike:
+            raise RunError(f"{point.cell} is there, but with another {', another '.join(unlike)}: move the old points elsewhere.")
         full = {"bytes": known.full_precision_bytes, "metric": known.full_precision_metric, "name": known.metric}
         plain = {k: v for k, v in dataclasses.asdict(point).items() if k != "allocation"}
         study.add_trial(
@@ -422,20 +429,43 @@ def adopt_points(study: optuna.Study, settings: SweepSettings, known: Sweep | No
                 user_attrs={"cell": point.cell, "point": plain, "full_precision": full, "allocation": dict(point.allocation)},
             )
         )
-        if "teacher" not in study.user_attrs:
+        if teacher is None:
             study.set_user_attr("teacher", point.allocation["hashes"]["teacher"])
 
 
-def _made_alike(point: Point, settings: SweepSettings) -> bool:
-    """Whether a point's allocation.json records this sweep's data, recovery and lengths."""
-    manifest, recipe = point.allocation, settings.recipe
-    recorded: list[Any] = [manifest["recovery"][name] for name in ("recovery", "distillation")]
-    recorded += [manifest["hashes"][name] for name in ("train", "evaluation")]
-    recorded += [manifest[name] for name in ("max_length", "trim_positions", "activation_bits", "quantizer")]
-    expected: list[Any] = [dataclasses.asdict(recipe.recovery), dataclasses.asdict(recipe.distillation)]
-    expected += [settings.data["train"], settings.data["evaluation"]]
-    expected += [settings.max_length, settings.trim_positions, recipe.activation_bits, recipe.quantizer]
-    return recorded == expected
+def _unlike(point: Point, settings: SweepSettings, teacher: str | None) -> list[str]:
+    """What the record of a point says of its making that is not this sweep's; what older records do not say is not asked."""
+    recipe = dataclasses.replace(settings.recipe, search=dataclasses.replace(settings.recipe.search, strategy=point.strategy))
+    plain = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    names = ("max_length", "trim_positions", "quantizer", "activation_bits", "activations", "seed", "strategy", "budget", "space")
+    recorded = {
+        **{name: point.allocation.get(name) for name in (*names, "recovery")},
+        "teacher": point.allocation["hashes"].get("teacher") if teacher else None,
+        "data": {name: point.allocation["hashes"].get(name) for name in settings.data},
+        "recipe": point.recipe,
+        "way to share searches": point.reuse_search,
+    }
+    expected = {
+        **{name: getattr(settings, name) for name in ("max_length", "trim_positions")},
+        **{name: plain[name] for name in ("quantizer", "activation_bits", "activations")},
+        "seed": point.seed,
+        "strategy": point.strategy,
+        "budget": {"bytes": point.budget_bytes, "count": settings.count},
+        "space": space_content(load_space(recipe.space)),
+        "recovery": {name: plain[name] for name in ("recovery", "distillation")} | {"calibration": plain["search"]},
+        "teacher": teacher,
+        "data": dict(settings.data),
+        "recipe": plain,
+        "way to share searches": settings.reuse_search,
+    }
+    return [name for name, value in recorded.items() if not _agrees(value, expected[name])]
+
+
+def _agrees(recorded: Any, expected: Any) -> bool:
+    """Whether all that is recorded, nested as in `expected`, is as expected."""
+    if isinstance(recorded, Mapping) and isinstance(expected, Mapping):
+        return all(_agrees(value, expected[name]) for name, value in recorded.items() if name in expected)
+    return recorded is None or recorded == expected
 
 
 def collect(study: optuna.Study, settings: SweepSettings) -> Sweep | None:
@@ -445,6 +475,7 @@ def collect(study: optuna.Study, settings: SweepSettings) -> Sweep | None:
     if not done:
         return None
     full = done[0].user_attrs["full_precision"]
+    given_up = [trials[-1] for trials in cells.values() if owner(trials) is None and not is_lost(trials)]
     points = tuple(Point(**t.user_attrs["point"], allocation=t.user_attrs["allocation"]) for t in done)
     return Sweep(
         task=settings.task,
@@ -455,7 +486,14 @@ def collect(study: optuna.Study, settings: SweepSettings) -> Sweep | None:
         objectives=settings.objectives,
         command=settings.command(),
         note=TUNING_NOTE if settings.tune else "",
+        missing=() if settings.tune else tuple(map(_missing, given_up)),
+        data_source=settings.data_source,
     )
+
+
+def _missing(trial: FrozenTrial) -> Missing:
+    params, reason = trial.params, trial.user_attrs.get("error", "every worker that tried it died")
+    return Missing(params["strategy"], params["seed"], params["budget_bytes"], reason)
 
 
 def write_results(study: optuna.Study, settings: SweepSettings, folder: Path) -> Sweep:
@@ -478,10 +516,9 @@ def show(found: Sweep, counts: Counts, folder: Path, progress: Progress) -> None
         tuned = ", ".join(
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in c.settings.items()
         )
-        name = f"{c.strategy} {tuned}".strip()
-        rows.append(
-            [f"{c.budget_bytes / MIB:.4g}", name, f"{size:,.0f}", f"{folded.mean[metric]:.4f}{spread}", "*" if c.on_front else ""]
-        )
+        name, value = f"{c.strategy} {tuned}".strip(), f"{folded.mean[metric]:.4f}{spread}"
+        gone = ", ".join(f"seed {m.seed} missing" for m in c.missing)
+        rows.append([f"{c.budget_bytes / MIB:.4g}", name, f"{size:,.0f}", value, "*" if c.on_front else gone])
     progress.table(f"{found.task}: * = on the front", ["MiB", "allocation", "file bytes", found.metric, ""], rows)
     volumes = ", ".join(f"{name} {volume:.4f}" for name, volume in found.hypervolumes().items())
     progress.say(f"{counts.line()}. Hypervolume: {volumes or 'not defined here'}. Results: {folder}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,11 @@ from optuna.trial import Trial
 from autoquant.core.errors import SpaceError
 from autoquant.core.settings import Recipe, from_mapping
 
+FIXED = {
+    "search.strategy": "give --strategies",
+    "teacher.": "all trials have one teacher: fine-tune it before, with autoquant finetune",
+}
+DECIDE_SIZE = ("space", "quantizer", "activation_bits", "activations", "student")
 LOG_FROM = 8.0  # a range that spans this factor is searched on a log scale
 
 SAMPLERS: dict[str, Callable[[int | None], optuna.samplers.BaseSampler]] = {
@@ -30,9 +36,12 @@ class Range:
     choices: tuple[Any, ...] = ()
 
     @property
-    def example(self) -> Any:
-        """A value in it, to check that a recipe takes such a thing."""
-        return self.choices[0] if self.choices else self.low
+    def examples(self) -> tuple[Any, ...]:
+        """Every choice, or both ends and of whole numbers one between: to check that a recipe takes them."""
+        if self.choices:
+            return self.choices
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
+        return (self.low, (int(self.low) + int(self.high)) // 2, self.high) if whole else (self.low, self.high)
 
 
 def parse_range(name: str, text: str) -> Range:
@@ -40,7 +49,7 @@ def parse_range(name: str, text: str) -> Range:
     try:
         if ":" not in text:
             choices = tuple(_value(part) for part in text.split(",") if part)
-            if len(set(choices)) < 2:
+            if len(choices) < 2 or len(set(choices)) < len(choices):
                 raise ValueError
             return Range(choices=choices)
         low, high = (_value(part) for part in text.split(":"))
@@ -48,16 +57,35 @@ def parse_range(name: str, text: str) -> Range:
             raise ValueError
         return Range(low, high)
     except ValueError:
-        raise SpaceError(f"--tune {name}={text} is no range: give LOW:HIGH or two or more choices, A,B.") from None
+        raise SpaceError(f"--tune {name}={text} is no range: give LOW:HIGH, finite, or two or more choices, A,B.") from None
 
 
 def _value(text: str) -> Any:
+    """A number if it is one; ValueError for one that is not finite."""
     for kind in (int, float):
         try:
-            return kind(text)
+            number = kind(text)
         except ValueError:
             continue
+        if not math.isfinite(number):
+            raise ValueError
+        return number
     return text
+
+
+def check_tunable(recipe: Recipe, name: str, range_: Range) -> None:
+    """Raise SpaceError for a setting that trials do not have each, or a value that a recipe does not take."""
+    for fixed, instead in FIXED.items():
+        if name.replace("-", "_").startswith(fixed):
+            raise SpaceError(f"--tune {name}: {instead}.")
+    for value in range_.examples:
+        apply_settings(recipe, {name: value})
+
+
+def size_variants(recipe: Recipe, ranges: Mapping[str, Range]) -> list[Recipe]:
+    """The recipe with one setting at a time changed, of those that decide what a model can weigh."""
+    deciding = {name: range_ for name, range_ in ranges.items() if name.replace("-", "_").partition(".")[0] in DECIDE_SIZE}
+    return [apply_settings(recipe, {name: value}) for name, range_ in deciding.items() for value in range_.examples]
 
 
 def suggest(trial: Trial, name: str, range_: Range) -> Any:

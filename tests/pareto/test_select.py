@@ -1,14 +1,16 @@
 """The right point is picked, by the mean over seeds, and exported whole."""
 
+import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from autoquant import cli
 from autoquant.core.errors import BudgetError, RunError
-from autoquant.pareto.results import Sweep
-from autoquant.pareto.select import chosen_point, export, select
+from autoquant.pareto.results import Missing, Sweep
+from autoquant.pareto.select import chosen_point, export, rebuild_command, select
 
 TINY = 2**-20  # the sweep's bytes, as MiB
 
@@ -43,6 +45,22 @@ def test_nothing_fits(sweep: Sweep, max_bytes: int | None, min_metric: float | N
         select(sweep, None if max_bytes is None else max_bytes * TINY, min_metric)
 
 
+def test_a_configuration_that_lacks_a_seed_is_not_chosen(sweep: Sweep) -> None:
+    odd = dataclasses.replace(sweep, missing=(Missing("dnas", 2, 200, "failed"),))
+    assert chosen_point(select(odd, 1000 * TINY)).cell == "uniform-200-seed0"
+
+
+def test_a_point_without_its_model_is_made_by_a_command(sweep: Sweep, tmp_path: Path) -> None:
+    source = {"task": "sst2", "data_dir": "my glue", "text_column": ["text"], "label_column": "label", "train_rows": 300}
+    sweep, file = dataclasses.replace(sweep, data_source=source), tmp_path / "out" / "allocation.json"
+    for model in ("TEACHER", str(tmp_path / "shared" / "teacher" / "teacher")):
+        command = cli.parse(shlex.split(rebuild_command(sweep, tmp_path, file))[1:])
+        assert isinstance(command, cli.Apply)
+        assert (command.allocation, command.model) == (file, model)
+        assert command.data == cli.DataOptions(task="sst2", data_dir=Path("my glue"), train_rows=300)
+        (tmp_path / "shared" / "teacher" / "teacher").mkdir(parents=True, exist_ok=True)
+
+
 def test_export_copies_the_model(sweep: Sweep, tmp_path: Path) -> None:
     model = tmp_path / "trials" / "dnas-100-seed0" / "model"
     model.mkdir(parents=True)
@@ -55,9 +73,12 @@ def test_export_copies_the_model(sweep: Sweep, tmp_path: Path) -> None:
 
 
 def test_select_is_a_command(sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says what it chose by, the mean, and what the seed that it ships has itself."""
     sweep.write(tmp_path)
-    cli.main(["select", str(tmp_path), "--min-metric", "0.85"])
-    assert capsys.readouterr().out.startswith("dnas-200-seed0: accuracy 0.8800, 198 bytes")
+    cli.main(["select", str(tmp_path), "--min-metric", "0.885"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.startswith("dnas-200-seed0: accuracy 0.8800, 198 bytes")
+    assert "the mean of 2 seeds, 0.8900 (0.8800 to 0.9000); this is seed 0, with 0.8800" in out
     with pytest.raises(SystemExit, match="2"):
         cli.main(["select", str(tmp_path), "--min-metric", "0.95"])
     assert json.loads((tmp_path / "pareto.json").read_text("utf-8"))["format"] == "autoquant-pareto"
