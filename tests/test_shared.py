@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertForSequenceClassification
+from transformers import AutoConfig, BertForSequenceClassification
 
 from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import SilentProgress
 from autoquant.core.run import RunDirectory
-from autoquant.core.settings import Recipe, RecoverySettings, SearchSettings, TeacherSettings
+from autoquant.core.settings import Recipe, RecoverySettings, SearchSettings, StudentSettings, TeacherSettings
 from autoquant.shared import SharedParts, cell_name, drop_copies, pivot_budget, weights_sha256
 from autoquant.supernet.mixing import KERNELS
 from autoquant.tasks.load import load_glue
@@ -63,6 +63,12 @@ def test_a_model_with_a_head_in_several_files_is_kept_in_one(
     kept = load_file(Path(headed.teacher) / "model.safetensors")
     assert torch.equal(kept["classifier.weight"], tiny_classifier.classifier.weight)
     assert RunDirectory(parts.folder / "teacher").read_log() == []  # not trained
+
+
+def test_the_shared_teacher_has_all_layers_where_every_run_keeps_some(parts: SharedParts) -> None:
+    shallow = dataclasses.replace(RECIPE, student=StudentSettings(keep_every=2, steps=1))
+    teacher = dataclasses.replace(parts, recipe=shallow).teacher
+    assert AutoConfig.from_pretrained(teacher).num_hidden_layers == 2
 
 
 def test_most_probable_choices_cannot_be_shared(parts: SharedParts) -> None:

@@ -22,10 +22,10 @@ from autoquant.core.run import file_sha256
 from autoquant.core.settings import SearchSettings, load_preset
 from autoquant.pareto import sweep as sweeps
 from autoquant.pareto import trials
-from autoquant.pareto.results import Point, Sweep
+from autoquant.pareto.results import Missing, Point, Sweep
 from autoquant.pareto.storage import open_storage
 from autoquant.pareto.sweep import SweepSettings, make_plan, spread_budgets, sweep
-from autoquant.pareto.trials import by_cell, claim
+from autoquant.pareto.trials import by_cell, claim, enqueue_missing
 from autoquant.shared import pivot_budget
 from runs import FEWEST, MACHINE, Reference, log_of, metrics_of, reference, start, task
 
@@ -347,6 +347,26 @@ def test_a_resumed_sampler_does_not_draw_the_same_again(tmp_path: Path) -> None:
         rates.append(trial.params["recovery.learning-rate"])
         study.tell(trial, [1.0, 1.0])
     assert len(set(rates)) == 3
+
+
+def test_a_failed_seed_is_missing_from_its_configuration(tmp_path: Path) -> None:
+    settings = settings_of(strategies=("uniform",), seeds=(0, 1))
+    study = sweeps.create_study(f"sqlite:///{tmp_path / 'study.db'}", "s", settings, resume=False)
+    enqueue_missing(study, make_plan(settings))
+    good, bad = (claim(study, make_plan(settings)) for _ in range(2))
+    assert good is not None
+    assert bad is not None
+    point = Point("uniform-1MiB-seed0", "uniform", 0, 2**20, 2**20, 0.8)
+    good.set_user_attr("point", {k: v for k, v in dataclasses.asdict(point).items() if k != "allocation"})
+    good.set_user_attr("allocation", {})
+    good.set_user_attr("full_precision", {"bytes": 2**22, "metric": 0.9, "name": "accuracy"})
+    study.tell(good, [2**20, 0.8])
+    bad.set_user_attr("error", "The loss is not finite.")
+    study.tell(bad, state=TrialState.FAIL)
+    found = sweeps.collect(study, settings)
+    assert found is not None
+    assert found.missing == (Missing("uniform", 1, 2**20, "The loss is not finite."),)
+    assert [c.on_front for c in found.configurations] == [False]
 
 
 @pytest.fixture(scope="session")
