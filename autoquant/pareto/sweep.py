@@ -437,9 +437,10 @@ def _unlike(point: Point, settings: SweepSettings, teacher: str | None) -> list[
     """What the record of a point says of its making that is not this sweep's; what older records do not say is not asked."""
     recipe = dataclasses.replace(settings.recipe, search=dataclasses.replace(settings.recipe.search, strategy=point.strategy))
     plain = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    names = ("max_length", "trim_positions", "quantizer", "activation_bits", "activations", "seed", "strategy", "budget", "space")
+    names = ("max_length", "trim_positions", "quantizer", "activation_bits", "activations", "seed", "strategy", "budget")
     recorded = {
         **{name: point.allocation.get(name) for name in (*names, "recovery")},
+        "space": _would_be_found(point.allocation, space_content(load_space(recipe.space))),
         "teacher": point.allocation["hashes"].get("teacher") if teacher else None,
         "data": {name: point.allocation["hashes"].get(name) for name in settings.data},
         "recipe": point.recipe,
@@ -451,7 +452,7 @@ def _unlike(point: Point, settings: SweepSettings, teacher: str | None) -> list[
         "seed": point.seed,
         "strategy": point.strategy,
         "budget": {"bytes": point.budget_bytes, "count": settings.count},
-        "space": space_content(load_space(recipe.space)),
+        "space": True,
         "recovery": {name: plain[name] for name in ("recovery", "distillation")} | {"calibration": plain["search"]},
         "teacher": teacher,
         "data": dict(settings.data),
@@ -459,6 +460,19 @@ def _unlike(point: Point, settings: SweepSettings, teacher: str | None) -> list[
         "way to share searches": settings.reuse_search,
     }
     return [name for name, value in recorded.items() if not _agrees(value, expected[name])]
+
+
+def _would_be_found(manifest: Mapping[str, Any], space: Mapping[str, Any]) -> bool:
+    """Whether an allocation comes of this space, or of one cut alike that offers more widths but needed no other."""
+    theirs, ours = ({kind: set(rule["bits"]) for kind, rule in s["rules"].items()} for s in (manifest["space"], space))
+    if _cuts(manifest["space"]) != _cuts(space) or not all(ours[kind] <= theirs[kind] for kind in ours):
+        return False
+    return all(group["bits"] in ours[matrix["kind"]] for matrix in manifest["matrices"] for group in matrix["subgroups"])
+
+
+def _cuts(space: Mapping[str, Any]) -> dict[str, Any]:
+    """A space without the widths it offers."""
+    return {**space, "rules": {kind: {**rule, "bits": ()} for kind, rule in space["rules"].items()}}
 
 
 def _agrees(recorded: Any, expected: Any) -> bool:

@@ -28,6 +28,7 @@ from autoquant.pareto.sweep import SweepSettings, make_plan, spread_budgets, swe
 from autoquant.pareto.trials import by_cell, claim, enqueue_missing
 from autoquant.shared import pivot_budget
 from runs import FEWEST, MACHINE, Reference, log_of, metrics_of, reference, start, task
+from sweeps import manifest
 
 __all__ = ["reference"]
 
@@ -367,6 +368,21 @@ def test_a_failed_seed_is_missing_from_its_configuration(tmp_path: Path) -> None
     assert found is not None
     assert found.missing == (Missing("uniform", 1, 2**20, "The loss is not finite."),)
     assert [c.on_front for c in found.configurations] == [False]
+
+
+def test_a_space_that_offered_more_may_have_found_the_same() -> None:
+    rules = {kind: {"bits": [0, 2, 4, 8], "groups": 1} for kind in ("query", "word_embedding")}
+    space = {"name": "default", "scale": "row", "structure": {"heads": False, "ffn_blocks": 0}, "rules": rules}
+    less = {**space, "rules": {**rules, "query": {"bits": [2, 4, 8], "groups": 1}}}
+    found = {**manifest(2, 2, 4, 8), "space": space}
+    found["matrices"] = found["matrices"][1:]  # the queries
+    assert sweeps._would_be_found(found, space)
+    assert sweeps._would_be_found(found, less)
+    assert not sweeps._would_be_found({**manifest(0, 2, 4, 8), "space": space}, less)  # it has 0 bits
+    assert not sweeps._would_be_found({**found, "space": less}, space)  # it had no choice of 0 bits
+    assert not sweeps._would_be_found(found, {**space, "scale": "subgroup"})
+    finer = {**space, "rules": {**rules, "query": {"bits": [0, 2, 4, 8], "groups": 12}}}
+    assert not sweeps._would_be_found(found, finer)
 
 
 @pytest.fixture(scope="session")
