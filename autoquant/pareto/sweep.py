@@ -84,6 +84,8 @@ class SweepSettings:
         for values, name in ((tuple(map(mib_text, self.budgets)), "budget"), (self.strategies, "strategy"), (self.seeds, "seed")):
             if len(set(values)) < len(values):
                 raise BudgetError(f"A {name} is given twice: {', '.join(map(str, values))}.")
+        if self.recipe.encoder_bits:
+            raise BudgetError(f"The recipe fixes its own size, {self.recipe.encoder_bits:g} bits: take another --preset.")
         if self.reuse_search and self.recipe.search.derive != "knapsack":
             raise SpaceError("search.derive argmax has no values to reuse under other budgets: give --no-reuse-search.")
         if bool(self.tune) != bool(self.trials):
