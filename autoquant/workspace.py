@@ -394,7 +394,10 @@ class Workspace:
                 blueprint, table = self.blueprint, choice_table(self.blueprint.byte_model)
                 data, counts = self._calibration_texts, blueprint.token_counts
                 backbone, quantizer = blueprint.source.backbone, blueprint.quantizer
-                scores = fisher_scores(self.teacher, backbone, table, quantizer, scales, data, counts, self.seed, self.progress)
+                coherent = blueprint.recipe.search.sensitivity == "coherent"
+                scores = fisher_scores(
+                    self.teacher, backbone, table, quantizer, scales, data, counts, self.seed, self.progress, coherent
+                )
             saved = {"choices": torch.from_numpy(scores.choices), "removals": torch.from_numpy(scores.removals)}
             self.run.save_state("calibration", saved)
         return Calibration(self.starting_point.scales, Sensitivity(saved["choices"].numpy(), saved["removals"].numpy()))

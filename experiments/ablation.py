@@ -29,7 +29,7 @@ from autoquant import method, pipeline
 from autoquant.assets import default_backbone
 from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import TerminalProgress
-from autoquant.core.run import RunDirectory, atomic_write_text, file_sha256, versions
+from autoquant.core.run import RunDirectory, atomic_write_text, device_name, file_sha256, versions
 from autoquant.core.settings import Recipe, from_mapping, load_preset
 from autoquant.core.space import load_space
 from autoquant.strategies import STRATEGIES, SearchResult
@@ -61,10 +61,12 @@ class Row:
 
 
 SEARCH = "search"
+EQUAL = {"recovery": {"steps": 1000}}  # a search step is two training steps: 2 x 300 + 400
 ROWS: dict[str, Row] = {
     "default": Row("default"),
     "uniform": Row("uniform bits", strategy="uniform"),
-    "equal-compute": Row("uniform bits, recovered for as long as search and recovery took", strategy="uniform"),
+    "equal-compute": Row("uniform bits, recovered for as long as search and recovery take", EQUAL, strategy="uniform"),
+    "search-equal-compute": Row("- search, recovered for as long", EQUAL, strategy="fisher"),
     # default minus ...
     "distillation": Row("- distillation", {"distillation": {"logits": 0.0, "hidden": 0.0, "cross_entropy": 1.0}}),
     "gates": Row("- gates (0 in the softmax)", {SEARCH: {"zero": "softmax"}}),
@@ -97,6 +99,14 @@ ROWS: dict[str, Row] = {
     "hard": Row("hard sampling", {SEARCH: {"sampling": "hard"}}),
     "second-order": Row("second order", {SEARCH: {"unrolled": 1e-4}}),
     "continue": Row("recovery goes on from the searched weights", {"recovery": {"start": "search"}}),
+    # sensitivities and recovery
+    "coherent": Row("coherent sensitivities", {SEARCH: {"sensitivity": "coherent"}}),
+    "search-coherent": Row("coherent sensitivities, - search", {SEARCH: {"sensitivity": "coherent"}}, strategy="fisher"),
+    "search-structure": Row("structural gates, - search", {"space": "structured"}, strategy="fisher"),
+    "structure-continue": Row("structural gates, from the searched weights", {"space": "structured", "recovery": {"start": "search"}}),
+    "long-recovery": Row("1,000 recovery steps", EQUAL),
+    "high-rate": Row("recovery rate 5e-4", {"recovery": {"learning_rate": 5e-4}}),
+    "no-mrem": Row("- reconstruction", {"recovery": {"mrem_steps": 0}}),
 }
 
 
@@ -202,8 +212,6 @@ def measure(options: Options, data: TaskData, teacher: Path, name: str, ratio: f
     """Search, recover, pack and score one cell; the run directory goes when the cell is written, but for `default`'s."""
     row, cell = ROWS[name], cell_name(options, name, ratio, seed)
     recipe = row.recipe(options.preset)
-    if name == "equal-compute":
-        recipe = as_long(options, recipe, ratio, seed)
     with workspace(options, data, teacher, f"{cell}/{name}", recipe, seed) as shared:
         shared.progress.say(f"Cell {cell}")
         budget = SizeBudget.ratio(ratio, shared.blueprint.full_bytes())
@@ -211,16 +219,6 @@ def measure(options: Options, data: TaskData, teacher: Path, name: str, ratio: f
         write_cell(options, shared, name, ratio, row.strategy, result, budget, cell, {})
     if name != "default":
         shutil.rmtree(options.runs / cell)
-
-
-def as_long(options: Options, recipe: Recipe, ratio: float, seed: int) -> Recipe:
-    """As many recovery steps as fill the seconds that `default`'s search and recovery took together."""
-    path = cell_file(options, "default", ratio, seed)
-    if not path.exists():
-        raise SystemExit(f"The row equal-compute needs {path.name}: measure the row default first.")
-    spent = json.loads(path.read_text())["seconds"]
-    steps = round(recipe.recovery.steps * (spent["search"] + spent["recover"]) / spent["recover"])
-    return dataclasses.replace(recipe, recovery=dataclasses.replace(recipe.recovery, steps=steps))
 
 
 def write_cell(
@@ -258,6 +256,7 @@ def write_cell(
         "data_sha256": shared.data_hashes(),
         "allocation": result.allocation.to_json(),
         "versions": versions(),
+        "device": device_name(shared.context.device),
         **more,
     }
     atomic_write_text(options.results / f"{cell}.json", json.dumps(content, indent=1, sort_keys=True) + "\n")

@@ -28,7 +28,7 @@ from autoquant.assets import default_backbone
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import TerminalProgress
-from autoquant.core.run import RunDirectory, atomic_write_text, file_sha256, versions
+from autoquant.core.run import RunDirectory, atomic_write_text, device_name, file_sha256, versions
 from autoquant.core.settings import RECONSTRUCTION, RecoverySettings, load_preset
 from autoquant.refinement import UniformBits
 from autoquant.strategies import SearchResult
@@ -225,6 +225,7 @@ def measure(options: Options, cell: Cell) -> None:
             "teacher_sha256": shared.teacher_hash,
             "data_sha256": shared.data_hashes(),
             "versions": versions(),
+            "device": device_name(shared.context.device),
         }
     atomic_write_text(cell.file, json.dumps(result, indent=1, sort_keys=True) + "\n")
 

@@ -64,6 +64,8 @@ class Cell:
     allocation: Mapping[str, Any] = field(repr=False, default_factory=dict)
     """Bits of every matrix's sub-groups."""
     versions: Mapping[str, str] = field(repr=False, default_factory=dict)
+    device: str = "cpu"
+    """What it was computed on: seconds of two devices do not compare."""
     own_size: bool = False
     """Whether its recipe fixes the size; the budget is then the recipe's, in what the recipe counts."""
 

@@ -24,7 +24,7 @@ from autoquant.compare.table import COLUMNS, NOTE, report, table, title
 from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import AutoquantError, BudgetError, RunError
 from autoquant.core.progress import Progress, SilentProgress, rounded
-from autoquant.core.run import RunDirectory, atomic_write_text, versions
+from autoquant.core.run import RunDirectory, atomic_write_text, device_name, versions
 from autoquant.core.settings import Recipe, from_mapping, load_preset
 from autoquant.export.manifest import manifest_allocation, read_manifest
 from autoquant.refine import REFINERS
@@ -150,6 +150,7 @@ class Bench:
             data_sha256={name: manifest["hashes"][name] for name in ("train", "evaluation")},
             allocation=manifest_allocation(manifest).to_json(),
             versions=versions(),
+            device=device_name(self.machine.torch_device()),
             own_size=task.own_size,
         )
 

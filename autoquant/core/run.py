@@ -375,6 +375,13 @@ def versions() -> dict[str, str]:
     return found
 
 
+def device_name(device: Any) -> str:
+    """A torch device as a table names it: the card's name, or cpu."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
+
+
 def check_loadable(value: Any, where: str) -> None:
     """Raise TypeError unless `torch.load(weights_only=True)` gives `value` back; `where` names it in the message."""
     import torch

@@ -122,6 +122,8 @@ class SearchSettings:
     """How logits become bits: the knapsack over all preferences, or the most probable ones repaired greedily to fit."""
     calibration_samples: int = 512
     """Training texts from which clip ratios and sensitivities are computed."""
+    sensitivity: Literal["diagonal", "coherent"] = "diagonal"
+    """Fisher scores of every token and row by itself, or of a sub-group's whole change (`strategies.sensitivity`)."""
     hessian_slices: int = 10
     """qbert: slices of the training part on which eigenvalues are measured."""
     hessian_samples: int = 32

@@ -1,7 +1,10 @@
 """How much does the loss rise when a sub-group gets a width? Output-side Fisher scores.
 
-For an operator with output Y and loss gradient g = dL/dY, quantising a sub-group's rows changes Y by dY; the score is
-sum g^2 dY^2 over tokens and rows: the diagonal of the Fisher information of the outputs, one backward pass per batch.
+For an operator with output Y and loss gradient g = dL/dY, quantising a sub-group's rows changes Y by dY. The `diagonal` score is
+sum g^2 dY^2 over tokens and rows: the diagonal of the Fisher information of the outputs, one backward pass per batch. The
+`coherent` one is the sum over texts of (sum g dY over a text's tokens and the sub-group's rows)^2: the Fisher information along
+the very change, which counts errors that add up over tokens and rows, as those of pruning do. Rows of embeddings, whose errors
+have nothing in common, are scored by the diagonal in both.
 Labels are drawn from the teacher's own predictions, so the scores do not vanish where the teacher fits its training labels.
 """
 
@@ -100,6 +103,7 @@ def fisher_scores(
     token_counts: np.ndarray,
     seed: int,
     progress: Progress,
+    coherent: bool = False,
 ) -> Sensitivity:
     """Scores of every choice and unit of the table, per text of `data`; smaller is better.
 
@@ -107,7 +111,7 @@ def fisher_scores(
     expected: their count in the training text (`token_counts` [vocabulary]), Good-Turing's mass shared by the unseen.
     """
     device = next(model.parameters()).device
-    recorder = _Recorder(model, backbone, table, quantizer, scales, device)
+    recorder = _Recorder(model, backbone, table, quantizer, scales, device, coherent)
     torch.manual_seed(seed)
     batches = list(data.by_length(32))
     with progress.stage("Sensitivity", total=len(batches)) as bar:
@@ -124,7 +128,7 @@ def fisher_scores(
 
 
 class _Recorder:
-    """Hooks that add up g^2 dY^2 per row of every linear layer, and g^2 per row and column of every embedding."""
+    """Hooks that add up scores per sub-group of every linear layer, and g^2 per row and column of every embedding."""
 
     def __init__(
         self,
@@ -134,11 +138,12 @@ class _Recorder:
         quantizer: Quantizer,
         scales: Mapping[str, Tensor],
         device: torch.device,
+        coherent: bool,
     ) -> None:
-        self.table = table
+        self.table, self.coherent = table, coherent
         units = table.removable.structure.units if table.removable else ()
         self.removals = torch.zeros(len(units), device=device)
-        self.rows: dict[str, Tensor] = {}
+        self.groups: dict[str, Tensor] = {}
         self.errors: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
         self.occurrences: dict[str, Tensor] = {}
@@ -156,39 +161,43 @@ class _Recorder:
                     self.occurrences[name] = torch.zeros(len(module.weight), device=device)
                 self.handles.append(module.register_forward_hook(self._embedding_hook(name)))
             else:
-                self.rows[name] = torch.zeros(len(table.widths), len(module.weight), device=device)
-                self.handles.append(module.register_forward_hook(self._linear_hook(name)))
+                self.groups[name] = torch.zeros(len(table.widths), partition.groups, device=device)
+                self.handles.append(module.register_forward_hook(self._linear_hook(name, group)))
                 inside = {number: unit for number, unit in enumerate(units) if unit.has_columns_in(partition.matrix)}
                 if inside:
                     first = next(iter(inside.values()))
                     constant = constant_input(model, backbone, first.layer, first.kind)
                     self.handles.append(module.register_forward_hook(self._unit_hook(inside, constant)))
 
-    def _linear_hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def _linear_hook(self, name: str, group: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            x = inputs[0].detach().flatten(0, -2)
+            x = inputs[0].detach()
 
             def collect(grad: Tensor) -> None:
-                squared = grad.detach().flatten(0, -2).square()
-                for k, error in enumerate(self.errors[name]):
-                    self.rows[name][k] += (squared * (x @ error.T).square()).sum(0)
+                for total, error in zip(self.groups[name], self.errors[name], strict=True):
+                    loss = grad.detach() * (x @ error.T)  # what every token and row adds to it, to first order
+                    if self.coherent:
+                        texts = _per_text(loss)
+                        total += texts.new_zeros(len(texts), len(total)).index_add_(1, group, texts).square().sum(0)
+                    else:
+                        total.index_add_(0, group, loss.flatten(0, -2).square().sum(0))
 
             output.register_hook(collect)
 
         return hook
 
     def _unit_hook(self, units: Mapping[int, Unit], constant: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        """Adds up g^2 dY^2 of removing units: each of their inputs becomes its constant."""
+        """Adds up the scores of removing units: each of their inputs becomes its constant."""
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            delta = inputs[0].detach().flatten(0, -2) - constant
+            delta = inputs[0].detach() - constant
             weight = module.get_parameter("weight").detach()
 
             def collect(grad: Tensor) -> None:
-                squared = grad.detach().flatten(0, -2).square()
                 for number, unit in units.items():
                     at = slice(unit.start, unit.stop)
-                    self.removals[number] += (squared * (delta[:, at] @ weight[:, at].T).square()).sum()
+                    loss = grad.detach() * (delta[..., at] @ weight[:, at].T)
+                    self.removals[number] += (_per_text(loss).sum(1) if self.coherent else loss).square().sum()
 
             output.register_hook(collect)
 
@@ -218,13 +227,12 @@ class _Recorder:
     @torch.no_grad()
     def _matrix_scores(self, partition: Partition, token_counts: np.ndarray) -> np.ndarray:
         name = partition.matrix.name
-        if name in self.rows:
-            rows = self.rows[name].T
-        else:
-            gradient = self.gradients[name]
-            if partition.matrix.kind == "word_embedding":
-                gradient = self._expected_gradient(name, token_counts)
-            rows = torch.stack([(gradient * error.square()).sum(1) for error in self.errors[name]], dim=1)
+        if name in self.groups:
+            return self.groups[name].T.double().cpu().numpy()
+        gradient = self.gradients[name]
+        if partition.matrix.kind == "word_embedding":
+            gradient = self._expected_gradient(name, token_counts)
+        rows = torch.stack([(gradient * error.square()).sum(1) for error in self.errors[name]], dim=1)
         group = torch.from_numpy(partition.group_of_row).to(rows.device)
         total = torch.zeros(partition.groups, rows.shape[1], device=rows.device).index_add_(0, group, rows)
         return total.double().cpu().numpy()
@@ -237,6 +245,11 @@ class _Recorder:
         per_occurrence = (gradient + blend * average) / (seen + blend)[:, None]
         expected = torch.from_numpy(good_turing(token_counts)).to(seen)
         return per_occurrence * (expected * seen.sum())[:, None]
+
+
+def _per_text(loss: Tensor) -> Tensor:
+    """[texts, (tokens,) rows] summed over tokens, [texts, rows]; a layer that sees one vector a text has no tokens."""
+    return loss if loss.dim() == 2 else loss.sum(1)
 
 
 def good_turing(counts: np.ndarray) -> np.ndarray:

@@ -84,7 +84,8 @@ class Kernels:
                     "Install a C++ compiler (Debian: apt-get install g++) to make the search fast.",
                     reason[0],
                 )
-        return _in_chunks((mix_forward, mix_backward)[which], arguments)
+        kernel = (mix_forward, mix_backward)[which]
+        return _in_chunks(kernel, arguments) if arguments[0].device.type == "cpu" else kernel(*arguments)
 
 
 def _in_chunks(kernel: Kernel, arguments: tuple[Tensor, ...]) -> Any:
