@@ -60,6 +60,8 @@ class Options:
     preset: str = "default"
     runs: Path = Path("runs/compare")
     threads: int = 2
+    results: Path = RESULTS
+    """Where compare/<cell>.json and compare.csv are kept."""
     list: bool = False
     """Only say which cells are there."""
 
@@ -96,7 +98,8 @@ def main() -> None:
 
 def measure(options: Options, data: TaskData, seed: int) -> None:
     """Every missing cell of a task and seed; those that failed are said at the end, and tried again next time."""
-    progress, teachers = TerminalProgress(), dict(entry.split("=", 1) for entry in options.teacher)
+    cells, progress = options.results / CELLS.name, TerminalProgress()
+    teachers = dict(entry.split("=", 1) for entry in options.teacher)
     try:
         compare(
             options.model,
@@ -110,12 +113,12 @@ def measure(options: Options, data: TaskData, seed: int) -> None:
             machine=Machine(threads=options.threads),
             resume=True,
             progress=progress,
-            results=CELLS,
+            results=cells,
             teacher=teachers.get(data.task.name),
         )
     except RunError as error:
         progress.say(str(error))
-    write_csv(read_cells(CELLS), CSV)
+    write_csv(read_cells(cells), options.results / CSV.name)
 
 
 def ratio_budget(ratio: float) -> Budget:
@@ -125,11 +128,12 @@ def ratio_budget(ratio: float) -> Budget:
 def show(options: Options, data: TaskData, seed: int) -> None:
     """Print the cells of a task and seed, and which are there."""
     model = options.model or str(default_backbone())
-    full = Blueprint.draw(model, data, load_preset(options.preset), options.max_length, trim_positions=False).full_bytes()
-    for name in asked(options, seed):
-        for ratio in options.ratios:
-            cell = f"{data.task.name}-{cell_name(name, SizeBudget.ratio(ratio, full).bytes, seed)}"
-            print("there  " if (CELLS / f"{cell}.json").exists() else "missing", cell)
+    for method in resolve_methods([*map(argument, asked(options, seed))], load_preset(options.preset)):
+        blueprint = Blueprint.draw(model, data, method.recipe, options.max_length, trim_positions=False)
+        own, full = blueprint.own_budget, blueprint.full_bytes()
+        for budget in [own] if own else [SizeBudget.ratio(ratio, full) for ratio in options.ratios]:
+            cell = f"{data.task.name}-{cell_name(method.name, budget.bytes, seed)}"
+            print("there  " if (options.results / CELLS.name / f"{cell}.json").exists() else "missing", cell)
 
 
 if __name__ == "__main__":

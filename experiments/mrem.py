@@ -4,8 +4,8 @@
     python experiments/mrem.py --data-dir glue --parts methods --tasks sst2 --seeds 0
     python experiments/mrem.py --data-dir glue --list                   # their names, and which are there
 
-All cells of a task share the teacher, the training text and, where the allocation is a searched one, one search at 15x. Each
-writes `results/mrem/<cell>.json`; cells that are there are skipped. `python experiments/tables.py` makes the table and
+All cells of a task share the teacher, the training text and, where the allocation is a searched one, one search at 15x, which
+is kept in `results/mrem/allocations/`. Each writes `results/mrem/<cell>.json`; cells that are there are skipped. `python experiments/tables.py` makes the table and
 `results/mrem/curve.png`. Each has a process of its own, whose peak memory it records; mrem-p's is that of all its workers.
 """
 
@@ -64,9 +64,8 @@ class Cell:
         settings = f"{self.method}-{self.steps}steps-{self.modules}modules-{self.samples}samples-{self.forcing}"
         return f"{self.task}-{self.allocation}-{settings}-seed{self.seed}"
 
-    @property
-    def file(self) -> Path:
-        return RESULTS / f"{self.name}.json"
+    def file(self, results: Path) -> Path:
+        return results / f"{self.name}.json"
 
     def recovery(self) -> RecoverySettings:
         if self.method in ("none", "retrain"):
@@ -114,6 +113,7 @@ class Options:
     max_length: int = 64
     threads: int = 2
     runs: Path = Path("runs/mrem")
+    results: Path = RESULTS
     teacher: tuple[str, ...] = ()
     """Fine-tuned teachers as task=folder; without one for a task it is trained in `runs`, or taken from there."""
     list: bool = False
@@ -142,8 +142,8 @@ def main() -> None:
         return
     for cell in chosen(options):
         if options.list:
-            print("there  " if cell.file.exists() else "missing", cell.name)
-        elif not cell.file.exists():
+            print("there  " if cell.file(options.results).exists() else "missing", cell.name)
+        elif not cell.file(options.results).exists():
             print(f"Cell {cell.name}", flush=True)
             subprocess.run([sys.executable, __file__, *sys.argv[1:], "--cell", cell.name], check=True)
 
@@ -186,10 +186,14 @@ def workspace(options: Options, name: str, blueprint: Blueprint, seed: int) -> I
 
 
 def searched(options: Options, task: str, data: TaskData, teacher: Path) -> BitAllocation:
-    """The allocation of one search by the default recipe."""
-    blueprint = Blueprint.draw(str(teacher), data, load_preset("default"), options.max_length, False)
-    with workspace(options, f"{task}-search", blueprint, 0) as shared:
-        return shared.search("dnas", SizeBudget.ratio(RATIO, blueprint.full_bytes())).allocation
+    """The allocation of one search by the default recipe, kept beside the cells: all of them refine the very same."""
+    file = options.results / "allocations" / f"{task}.json"
+    if not file.exists():
+        blueprint = Blueprint.draw(str(teacher), data, load_preset("default"), options.max_length, False)
+        with workspace(options, f"{task}-search", blueprint, 0) as shared:
+            found = shared.search("dnas", SizeBudget.ratio(RATIO, blueprint.full_bytes())).allocation
+        atomic_write_text(file, json.dumps(found.to_json(), sort_keys=True) + "\n")
+    return BitAllocation.from_json(json.loads(file.read_text()))
 
 
 def measure(options: Options, cell: Cell) -> None:
@@ -227,7 +231,7 @@ def measure(options: Options, cell: Cell) -> None:
             "versions": versions(),
             "device": device_name(shared.context.device),
         }
-    atomic_write_text(cell.file, json.dumps(result, indent=1, sort_keys=True) + "\n")
+    atomic_write_text(cell.file(options.results), json.dumps(result, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
