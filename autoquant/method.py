@@ -80,7 +80,7 @@ def recover(workspace: Workspace, result: SearchResult, method: str) -> Supernet
     start = workspace.pretrained() if settings.start == "pretrained" else None
     if settings.start == "search":
         start = result.searched
-    supernet = workspace.frozen_supernet(result.allocation, start).to(workspace.context.device)
+    supernet = workspace.frozen_supernet(result.allocation, start)
     for refiner, steps in ((settings.training, settings.steps), (settings.reconstruction, settings.mrem_steps)):
         if steps:
             stage = f"{refiner}-{method}"

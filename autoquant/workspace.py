@@ -470,7 +470,7 @@ class Workspace:
 
     def _supernet(self, model: nn.Module, table: ChoiceTable, scales: dict[str, Tensor]) -> Supernet:
         blueprint = self.blueprint
-        return Supernet(
+        supernet = Supernet(
             model,
             blueprint.source.backbone,
             table,
@@ -481,6 +481,7 @@ class Workspace:
             blueprint.recipe.search.zero == "gate",
             self.starting_point.ranges,
         )
+        return supernet.to(self.context.device)
 
     # One method's steps -------------------------------------------------------------------------------------------
 

@@ -287,7 +287,7 @@ def rank(options: Options, data: TaskData, teacher: Path, ratio: float, seed: in
 @torch.no_grad()
 def held_out_loss(shared: Workspace, result: SearchResult, searched: SearchResult) -> float:
     """Distillation loss (logits) of an allocation under the searched weights, on the part that only the bits saw."""
-    supernet = shared.frozen_supernet(result.allocation, searched.searched).to(shared.context.device).eval()
+    supernet = shared.frozen_supernet(result.allocation, searched.searched).eval()
     outputs = shared.outputs.part(len(shared.train), len(shared.train_all))
     terms = dataclasses.replace(shared.blueprint.recipe.distillation, hidden=0.0)
     losses = []

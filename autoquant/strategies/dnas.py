@@ -72,7 +72,7 @@ def _unit_logits(sensitivity: Sensitivity, table: ChoiceTable, rate: float, stre
 
 def start_from(supernet: Supernet, prior: Prior) -> None:
     """Set width, gate and unit logits to a prior."""
-    logs = torch.from_numpy(prior.choices).float()
+    logs = torch.from_numpy(prior.choices).float().to(supernet.width_logits.device)
     with torch.no_grad():
         if supernet.has_zero:
             gate = logs[:, 1:].logsumexp(dim=1) - logs[:, 0] if supernet.gates else logs[:, 0]
@@ -89,7 +89,7 @@ class Dnas:
 
     def search(self, problem: Problem) -> SearchResult:
         settings = problem.search
-        supernet = problem.make_supernet().to(problem.context.device)
+        supernet = problem.make_supernet()
         prior = None
         if settings.prior_strength:
             prior = sensitivity_prior(problem.sensitivity, problem.table, problem.budget.bytes, settings.prior_strength)

@@ -46,7 +46,7 @@ class Optuna:
         table, worth, settings = problem.table, -problem.sensitivity.choices, problem.search
         matrices = per_matrix(table)
         warm = allocate(np.add.reduceat(worth, _starts(table)), matrices, problem.budget.bytes)
-        supernet, outputs = problem.make_supernet().to(problem.context.device).eval(), _held_out(problem)
+        supernet, outputs = problem.make_supernet().eval(), _held_out(problem)
         study = Study(matrices)
 
         def allocation(columns: np.ndarray) -> BitAllocation:

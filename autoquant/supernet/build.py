@@ -57,6 +57,9 @@ class Supernet(nn.Module):
     unit_columns: Tensor
     scale_bytes: Tensor
     unit_bytes: Tensor
+    _column: Tensor | None  # what is used: buffers, so that they move with the model
+    _keep: Tensor | None
+    _gone: Tensor | None
 
     def __init__(
         self,
@@ -84,9 +87,9 @@ class Supernet(nn.Module):
         self.gate_logits = nn.Parameter(torch.full((len(table),), START_LOGIT if gates else 0.0))
         self._add_units(table)
         self._slices = table.slices()
-        self._column: Tensor | None = None
-        self._keep: Tensor | None = None
-        self._gone: Tensor | None = None
+        self.register_buffer("_column", None, persistent=False)
+        self.register_buffer("_keep", None, persistent=False)
+        self.register_buffer("_gone", None, persistent=False)
         for partition in table.partitions:
             per_row = partition.scale_or("row" if per_row_scale else "subgroup") == "row"
             self._replace(partition.matrix.name, partition, scales, backbone, per_row, ranges or {})

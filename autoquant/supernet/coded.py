@@ -22,6 +22,9 @@ class CodedWeight(nn.Module):
     group_of_row: Tensor
     spread: Tensor
     is_outlier: Tensor
+    _share: Tensor | None
+    _column: Tensor | None
+    _row_keep: Tensor | None
 
     def __init__(
         self,
@@ -42,9 +45,9 @@ class CodedWeight(nn.Module):
         self.register_buffer("group_of_row", torch.from_numpy(partition.group_of_row), persistent=False)
         outliers = quantizer.outliers(weight.detach(), self.group_of_row.to(weight.device))
         self.register_buffer("is_outlier", outliers, persistent=False)
-        self._share: Tensor | None = None
-        self._column: Tensor | None = None
-        self._row_keep: Tensor | None = None
+        self.register_buffer("_share", None, persistent=False)
+        self.register_buffer("_column", None, persistent=False)
+        self.register_buffer("_row_keep", None, persistent=False)
 
     def use_mixture(self, share: Tensor, row_keep: Tensor | None = None) -> None:
         """Mix all widths: `share` [groups, K], gates already multiplied in; `row_keep` [rows] those of whole units."""

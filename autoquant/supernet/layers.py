@@ -29,6 +29,10 @@ class MixedWeight(nn.Module):
     scale_gradient: Tensor
     group_of_row: Tensor
     _is_ternary: Tensor
+    _ternary_rows: Tensor | None
+    _share: Tensor | None
+    _column: Tensor | None
+    _row_keep: Tensor | None
 
     def __init__(
         self,
@@ -52,11 +56,12 @@ class MixedWeight(nn.Module):
         gradient = torch.tensor(factors)
         self.register_buffer("scale_gradient", gradient[self.group_of_row] if per_row else gradient, persistent=False)
         self._plain_gradient = bool((gradient == 1.0).all())
+        self._has_ternary = any(g.ternary for g in grids)
         self.register_buffer("_is_ternary", torch.tensor([g.ternary for g in grids]), persistent=False)
-        self._ternary_rows: Tensor | None = None
-        self._share: Tensor | None = None
-        self._column: Tensor | None = None
-        self._row_keep: Tensor | None = None
+        self.register_buffer("_ternary_rows", None, persistent=False)
+        self.register_buffer("_share", None, persistent=False)
+        self.register_buffer("_column", None, persistent=False)
+        self.register_buffer("_row_keep", None, persistent=False)
 
     def use_mixture(self, share: Tensor, row_keep: Tensor | None = None) -> None:
         """Mix all widths: `share` [groups, K], gates already multiplied in; `row_keep` [rows] those of whole units."""
@@ -65,6 +70,9 @@ class MixedWeight(nn.Module):
     def use_choice(self, column: Tensor, keep: Tensor, row_keep: Tensor | None = None) -> None:
         """One width per sub-group: `column` [groups] int64 index into `widths`, `keep` [groups] 1.0, or 0.0 where pruned."""
         self._share, self._column, self._row_keep = keep[:, None], column, row_keep
+        if not self._has_ternary:  # asked once: on a GPU the answer would be waited for
+            self._ternary_rows = None
+            return
         ternary = (self._is_ternary[column] & (keep > 0))[self.group_of_row]
         if row_keep is not None:
             ternary = ternary & (row_keep > 0)

@@ -20,6 +20,9 @@ class RangedWeight(nn.Module):
     limit: Tensor
     offset: Tensor
     group_of_row: Tensor
+    _share: Tensor | None
+    _column: Tensor | None
+    _row_keep: Tensor | None
 
     def __init__(
         self, weight: nn.Parameter, partition: Partition, widths: tuple[int, ...], quantizer: MinMax, per_row: bool
@@ -31,9 +34,9 @@ class RangedWeight(nn.Module):
         self.register_buffer("limit", torch.tensor([g.limit for g in grids]), persistent=False)
         self.register_buffer("offset", torch.tensor([g.offset for g in grids]), persistent=False)
         self.register_buffer("group_of_row", torch.from_numpy(partition.group_of_row), persistent=False)
-        self._share: Tensor | None = None
-        self._column: Tensor | None = None
-        self._row_keep: Tensor | None = None
+        self.register_buffer("_share", None, persistent=False)
+        self.register_buffer("_column", None, persistent=False)
+        self.register_buffer("_row_keep", None, persistent=False)
 
     def use_mixture(self, share: Tensor, row_keep: Tensor | None = None) -> None:
         """Mix all widths: `share` [groups, K], gates already multiplied in; `row_keep` [rows] those of whole units."""

@@ -50,9 +50,10 @@ class TeacherOutputs:
         with progress.stage("Teacher outputs", total=len(batches)) as bar:
             for indices in batches:
                 batch = self._compute(indices)
+                states, answers = batch.hidden.half().cpu(), batch.logits.cpu()
                 for row, index in enumerate(indices):
-                    hidden[index] = batch.hidden[:, row, : len(self.data.ids[index])].half().cpu()
-                    logits[index] = batch.logits[row].cpu()
+                    hidden[index] = states[:, row, : len(self.data.ids[index])].clone()
+                    logits[index] = answers[row]
                 bar.advance()
         self._hidden, self._logits = hidden, torch.stack(logits)
 
