@@ -103,7 +103,9 @@ ROWS: dict[str, Row] = {
     "coherent": Row("coherent sensitivities", {SEARCH: {"sensitivity": "coherent"}}),
     "search-coherent": Row("coherent sensitivities, - search", {SEARCH: {"sensitivity": "coherent"}}, strategy="fisher"),
     "search-structure": Row("structural gates, - search", {"space": "structured"}, strategy="fisher"),
-    "structure-continue": Row("structural gates, from the searched weights", {"space": "structured", "recovery": {"start": "search"}}),
+    "structure-continue": Row(
+        "structural gates, from the searched weights", {"space": "structured", "recovery": {"start": "search"}}
+    ),
     "long-recovery": Row("1,000 recovery steps", EQUAL),
     "high-rate": Row("recovery rate 5e-4", {"recovery": {"learning_rate": 5e-4}}),
     "no-mrem": Row("- reconstruction", {"recovery": {"mrem_steps": 0}}),

@@ -8,6 +8,7 @@ input caching and warm-up included, and the teacher's states (the same for both)
 start of the processes too. `ideal_2` is what the measured module times allow: T sum(t_n) / max over n of (t0 sum of the t before
 n, + T t_n). `predicted_speedup_4` is the same formula for four modules on four cores: a prediction from times measured here.
 Processes on cores that are shared with other work measure that work too: `load_before` is the load when it began.
+Measured: results/bench/mrem.json.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from autoquant.assets import default_backbone
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.progress import SilentProgress
 from autoquant.core.run import RunDirectory
-from autoquant.core.settings import RecoverySettings, load_preset
+from autoquant.core.settings import RECONSTRUCTION, load_preset
 from autoquant.refine import REFINERS, RefineProblem, mrem
 from autoquant.refinement import UniformBits
 from autoquant.tasks.data import TaskData
@@ -123,8 +124,8 @@ def train_teacher(data: TaskData) -> Path:
 
 def bench(options: Options, data: TaskData, teacher: Path, folder: Path) -> dict[str, Any]:
     bits = UniformBits.parse(options.bits)
-    recovery = RecoverySettings(
-        steps=0,
+    recovery = dataclasses.replace(
+        RECONSTRUCTION,
         mrem_steps=options.steps,
         mrem_samples=options.samples,
         batch_size=options.batch_size,

@@ -5,8 +5,9 @@
     python experiments/mrem.py --data-dir glue --list                   # their names, and which are there
 
 All cells of a task share the teacher, the training text and, where the allocation is a searched one, one search at 15x, which
-is kept in `results/mrem/allocations/`. Each writes `results/mrem/<cell>.json`; cells that are there are skipped. `python experiments/tables.py` makes the table and
-`results/mrem/curve.png`. Each has a process of its own, whose peak memory it records; mrem-p's is that of all its workers.
+is kept in `results/mrem/allocations/`. Each writes `results/mrem/<cell>.json`; cells that are there are skipped. `python
+experiments/tables.py` makes the table and `results/mrem/curve.png`. Each has a process of its own, whose peak memory it records;
+mrem-p's is that of all its workers.
 """
 
 from __future__ import annotations

@@ -3,13 +3,15 @@
     python experiments/parallel.py cells.txt --workers 14 --seconds 500
     echo 'ablation.py --data-dir glue --rows default --ratios 25 --runs runs/{job}' > cells.txt
 
-Lines are started in order, each in a process forked from one that has imported everything already; `{job}` is its number, for run
-directories of its own. Its output goes to LOGS/<number>.log. After --seconds, whatever still runs is stopped: scripts here keep every
-finished cell, so the same file goes on from there. Times measured so are those of a crowded machine: compare metrics by them, not speed.
+Lines are started in order, each in a process forked from one that has imported everything already; `{job}` is its number, for
+run directories of its own. Its output goes to LOGS/<number>.log. After --seconds, whatever still runs is stopped: scripts here
+keep every finished cell, so the same file goes on from there. Times measured so are those of a crowded machine: compare metrics,
+not speed.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import runpy
 import shlex
@@ -68,11 +70,8 @@ def import_everything() -> None:
     """What takes seconds to import; nothing of it may start CUDA, which does not survive a fork."""
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     sys.path.insert(0, str(HERE))
-    import ablation  # noqa: F401
-    import compare  # noqa: F401
-    import mrem  # noqa: F401
-
-    from autoquant.export.onnx import exporter  # noqa: F401
+    for name in ("ablation", "compare", "mrem", "autoquant.export.onnx.exporter"):
+        importlib.import_module(name)
 
 
 def start(number: int, line: str, logs: Path) -> int:

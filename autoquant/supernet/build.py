@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,12 +29,27 @@ START_LOGIT = 2.0  # of a gate without a prior: kept, but not for certain
 
 
 class QuantizedInputLinear(nn.Linear):
-    """A linear layer whose input is quantised at run time."""
+    """A linear layer whose input is quantised at run time, to the range of the tensor or to a stored one.
 
-    quantise: Callable[[Tensor], Tensor]
+    `input_range` [2], step and offset, is a buffer: on a GPU, dividing by a number of the CPU's rounds otherwise.
+    """
+
+    input_range: Tensor | None
+    activation_bits: int
+
+    @classmethod
+    def adopt(cls, linear: Any, activation_bits: int, input_range: Tensor | None) -> None:
+        """Make a plain linear layer one of these, in place."""
+        linear.__class__ = cls
+        linear.activation_bits = activation_bits
+        stored = None if input_range is None else input_range.to(linear.weight.device)
+        linear.register_buffer("input_range", stored, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.quantise(x))
+        if self.input_range is None:
+            return super().forward(fake_quantize_dynamic(x))
+        step, offset = self.input_range
+        return super().forward(fake_quantize_static(x, step, offset, self.activation_bits))
 
 
 class Supernet(nn.Module):
@@ -327,11 +341,7 @@ class Supernet(nn.Module):
             path = name.removesuffix(".weight")
             module = self.model.get_submodule(path)
             if isinstance(module, MixedPrecisionLinear) and module.activation_bits < 32:
-                plain: Any = into.get_submodule(path)
-                plain.__class__, plain.quantise = QuantizedInputLinear, fake_quantize_dynamic
-                if path in ranges:
-                    step, offset = ranges[path].to(plain.weight.device)
-                    plain.quantise = partial(fake_quantize_static, step=step, offset=offset, bits=module.activation_bits)
+                QuantizedInputLinear.adopt(into.get_submodule(path), module.activation_bits, ranges.get(path))
         return into.eval()
 
 

@@ -62,9 +62,11 @@ def problem() -> tuple[Tiny, ChoiceTable, dict[str, Tensor], Encoded]:
     return model, table, scales, Encoded(ids, ids, np.zeros(TEXTS, dtype=np.int64), pad_id=0)
 
 
-def scores(problem: tuple[Tiny, ChoiceTable, dict[str, Tensor], Encoded], counts: np.ndarray, seed: int = 7) -> np.ndarray:
+def scores(
+    problem: tuple[Tiny, ChoiceTable, dict[str, Tensor], Encoded], counts: np.ndarray, seed: int = 7, coherent: bool = False
+) -> np.ndarray:
     model, table, scales, data = problem
-    return fisher_scores(model, BERT, table, QUANTIZER, scales, data, counts, seed, SilentProgress()).choices
+    return fisher_scores(model, BERT, table, QUANTIZER, scales, data, counts, seed, SilentProgress(), coherent).choices
 
 
 def drawn_labels(model: Tiny, data: Encoded, seed: int) -> list[dict[int, int]]:
@@ -82,22 +84,26 @@ def drawn_labels(model: Tiny, data: Encoded, seed: int) -> list[dict[int, int]]:
 COUNTS = np.array([0, 5, 4, 2, 1, 0])
 
 
-def test_scores_of_a_linear_layer_are_the_squared_change_weighted_by_the_squared_gradient(problem: Any) -> None:
+@pytest.mark.parametrize("coherent", [False, True])
+def test_scores_of_a_linear_layer(problem: Any, coherent: bool) -> None:
+    """Squared gradient times squared change, summed; coherent: their products summed over a text and a sub-group, squared."""
     model, table, scales, data = problem
-    found = scores(problem, COUNTS)[table.slices()["hidden.weight"]]
+    found = scores(problem, COUNTS, coherent=coherent)[table.slices()["hidden.weight"]]
     (first, second), expected = drawn_labels(model, data, 7), np.zeros((2, 3))
     for text, label in (first | second).items():
         x = model.words(torch.from_numpy(data.ids[text])) + model.positions.weight[: len(data.ids[text])]
         y = model.hidden(x).detach().requires_grad_()
         logits = model.head(torch.tanh(y).sum(0))
         (gradient,) = torch.autograd.grad(functional.cross_entropy(logits[None], torch.tensor([label])), y)
+        added = np.zeros((2, 3))
         for row in range(3):
             weight = model.hidden.weight[[row]].detach()
             for k, width in enumerate(WIDTHS):
                 scale = scales["hidden.weight"][[row]]
                 kept = QUANTIZER.fake_quantize(weight, scale[:, k - 1], width) if width else torch.zeros(1, 4)
-                change = x.detach() @ (weight - kept)[0]
-                expected[0 if row < 2 else 1, k] += (gradient[:, row].square() * change.square()).sum().item()
+                loss = gradient[:, row] * (x.detach() @ (weight - kept)[0])
+                added[0 if row < 2 else 1, k] += (loss if coherent else loss.square()).sum().item()
+        expected += added**2 if coherent else added
     np.testing.assert_allclose(found, expected / TEXTS, rtol=1e-4)
     assert found.dtype == np.float64
 
@@ -206,7 +212,8 @@ def test_good_turing_is_a_distribution(counts: np.ndarray) -> None:
     assert (probability >= 0).all()
 
 
-def test_scores_of_units_are_the_squared_change_of_the_next_matrix(make_structured: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("coherent", [False, True])
+def test_scores_of_units_are_the_squared_change_of_the_next_matrix(make_structured: Callable[..., Any], coherent: bool) -> None:
     """One batch, written out: a head's inputs to the output matrix become its value bias, a block's the activated FFN bias."""
     problem = make_structured(0.2)
     model, units = problem.make_supernet().model, problem.table.removable.structure.units
@@ -218,7 +225,7 @@ def test_scores_of_units_are_the_squared_change_of_the_next_matrix(make_structur
     data = problem.train().data.select(np.arange(8))
     scales = {p.matrix.name: torch.ones(p.matrix.rows, 5) for p in problem.table.partitions}
     counts = np.ones(200, dtype=np.int64)
-    found = fisher_scores(plain, BERT, problem.table, QUANTIZER, scales, data, counts, 7, SilentProgress()).removals
+    found = fisher_scores(plain, BERT, problem.table, QUANTIZER, scales, data, counts, 7, SilentProgress(), coherent).removals
     (order,) = data.by_length(32)
     batch, seen = data.collate(order), {}
     batch.pop("labels")
@@ -232,4 +239,6 @@ def test_scores_of_units_are_the_squared_change_of_the_next_matrix(make_structur
         if unit.layer == 1:
             module, x, y = seen[unit.kind]
             change = (x - constants[unit.kind])[..., unit.start : unit.stop] @ module.weight[:, unit.start : unit.stop].T
-            assert score * 8 == pytest.approx((y.grad.square() * change.square()).sum().item(), rel=1e-4)
+            loss = y.grad * change
+            expected = loss.sum(dim=(1, 2)).square().sum() if coherent else loss.square().sum()
+            assert score * 8 == pytest.approx(expected.item(), rel=1e-4)

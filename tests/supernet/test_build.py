@@ -345,6 +345,21 @@ def test_freezing_leaves_the_source_model_alone(bench: Any) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in bench.model.state_dict().items())
 
 
+@pytest.mark.parametrize(("quantizer", "scale"), [("midrise", "row"), ("lsq", "subgroup"), ("minmax", "row")])
+def test_everything_moves_with_the_model_to_another_device(
+    make_bench: Callable[..., Any], quantizer: str, scale: str
+) -> None:
+    """No tensor stays behind, frozen choices and stored ranges included: a GPU refuses two devices in one operation."""
+    bench = make_bench(scale, 8, quantizer, "static")
+    supernet, _ = frozen(bench)
+    simulated = supernet.materialize(copy.deepcopy(bench.model)).to("meta")
+    kept = [value for model in (supernet.to("meta"), simulated) for module in model.modules() for value in vars(module).values()]
+    assert not [value for value in kept if isinstance(value, torch.Tensor)]  # none outside of parameters and buffers
+    assert {tensor.device.type for model in (supernet, simulated) for tensor in model.state_dict().values()} == {"meta"}
+    assert supernet._column is not None
+    assert {tensor.device.type for model in (supernet, simulated) for tensor in model.buffers()} == {"meta"}
+
+
 def test_a_supernet_restores_from_its_state(bench: Any) -> None:
     first, second = bench.supernet(), bench.supernet()
     with torch.no_grad():
