@@ -44,6 +44,7 @@ from autoquant.tasks.data import TaskData
 from autoquant.training.batches import Encoded, encode
 from autoquant.training.distillation import TeacherOutputs
 from autoquant.training.loop import Context
+from autoquant.training.products import fast_products
 from autoquant.training.student import distil
 from autoquant.training.teacher import finetune
 
@@ -323,11 +324,12 @@ class Workspace:
     def timed(self, stage: str) -> Iterator[None]:
         """Add the wall-clock seconds of a block to the run's stage, interruptions included, and record its peak memory.
 
+        Matrix products in it are the fast ones.
         A stage within it, such as the search that `reversed` turns around, has its seconds to itself.
         """
         start, outer = time.monotonic(), self._inner_seconds
         self._inner_seconds = 0.0
-        with watched_memory() as peak:
+        with watched_memory() as peak, fast_products(self.context.device, self.blueprint.max_length):
             try:
                 yield
             finally:

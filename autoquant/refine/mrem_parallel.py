@@ -44,6 +44,7 @@ from autoquant.refine.states import Lesson
 from autoquant.supernet.mixing import KERNELS
 from autoquant.training.batches import BatchOrder
 from autoquant.training.loop import Context, check_finite, interrupt_waits, seed_step
+from autoquant.training.products import fast_products
 
 MOST_SECONDS = 7 * 24 * 3600  # a faster module may wait for a slower one at the end; the dead are noticed by their connections
 GRACE_SECONDS = 30  # to write checkpoints before the processes are ended
@@ -280,7 +281,9 @@ def work(job_bytes: bytes, events: Connection, stop: Event) -> None:
     code = 0
     try:
         _join_group(job)
-        if _train(job, events, stop):
+        with fast_products(job.device, max(map(len, job.lesson.data.ids))):
+            finished = _train(job, events, stop)
+        if finished:
             _deliver(job)
             events.send(("done", None))
     except AutoquantError as error:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autoquant.training.batches import Encoded
+from autoquant.training.products import fast_products
 
 
 @torch.no_grad()
@@ -29,10 +30,12 @@ def collect_logits(
 ) -> np.ndarray:
     """The same of whatever computes logits [batch, classes] from a batch without its labels."""
     result: np.ndarray | None = None
+    longest = max(map(len, data.ids))
     for indices in data.by_length(batch_size):
         batch = data.collate(indices, device)
         batch.pop("labels")
-        logits = compute(batch)
+        with fast_products(device, longest):
+            logits = compute(batch)
         if result is None:
             result = np.empty((len(data), logits.shape[1]), dtype=np.float32)
         result[indices] = logits
