@@ -44,7 +44,7 @@ from autoquant.tasks.data import TaskData
 from autoquant.training.batches import Encoded, encode
 from autoquant.training.distillation import TeacherOutputs
 from autoquant.training.loop import Context
-from autoquant.training.products import fast_products
+from autoquant.training.products import fast_products, operations_a_second
 from autoquant.training.student import distil
 from autoquant.training.teacher import finetune
 
@@ -260,11 +260,11 @@ def check_strategies(names: Sequence[str]) -> None:
 
 
 def estimate_stages(blueprint: Blueprint, strategy: str, controls: Sequence[str]) -> list[tuple[str, float]]:
-    """Stages of a run as the progress display names them, with seconds on two cores; 1.1e11 operations a second were measured."""
+    """Stages of a run as the progress display names them, with seconds on two cores."""
     recipe, rows = blueprint.recipe, len(blueprint.train)
     tokens = sum(len(ids) for ids in blueprint.train.ids) / rows * 1.15  # padding
     encoder = sum(p.matrix.parameters for p in blueprint.byte_model.partitions if p.matrix.layer is not None)
-    forward = 2 * encoder * tokens / 1.1e11  # seconds a text
+    forward = 2 * encoder * tokens / operations_a_second(blueprint.max_length)  # seconds a text
     step = 32 * 3 * forward + 0.06
     teacher = recipe.teacher.epochs * rows * (1 - recipe.search.held_out) * 3.6 * forward
     student = [("Student", step * recipe.student.steps)] if recipe.student.keep_every > 1 else []

@@ -6,6 +6,8 @@ MiniLM's shape with random weights; batches of 32 texts padded to 32 tokens, eve
 included; the supernet mixes all widths softly and gets gradients of weights, embeddings, scales and logits in one step. The
 sides take turns in one process and a ratio is the median over rounds, so that a busy machine disturbs both alike; memory is
 the peak resident size of a process of its own each. `kd`: both sides with the teacher's forward and its distillation loss.
+`as_run`: the supernet as searches run it, activations quantised and products by oneDNN where they are exact; all else is measured
+with torch's own products on both sides.
 `knapsack_gap`: how far below the bound that scipy.optimize.milp proves, relative to it.
 
 What paid, by profile: mixing weights in two compiled passes instead of K copies under autograd; no slice of all rows, whose
@@ -43,6 +45,7 @@ from autoquant.quantizers import QUANTIZERS
 from autoquant.supernet.build import Supernet
 from autoquant.supernet.calibration import initial_scales
 from autoquant.training.distillation import TeacherBatch, distillation_loss
+from autoquant.training.products import fast_products
 
 BATCH, TOKENS, TEMPERATURE = 32, 32, 0.5
 LABELS = DistillationSettings(logits=0.0, hidden=0.0, cross_entropy=1.0)
@@ -61,7 +64,7 @@ class Options:
     activation_bits: int = 32
     """8 adds the simulation of 8-bit activations to the supernet's side."""
     only: tuple[str, ...] = ()
-    """Measure these steps only: heads, 128, kd."""
+    """Measure these steps only: heads, 128, as-run, kd."""
     knapsack: bool = True
     memory: str | None = None
     """Used by the child processes: take a few steps of this side and print the peak resident size."""
@@ -127,6 +130,16 @@ def supernet_step(space: str, activation_bits: int, teacher: nn.Module | None = 
     return step
 
 
+def as_run(step: Step) -> Step:
+    """The step with the matrix products that searches use."""
+
+    def fast() -> None:
+        with fast_products("cpu", TOKENS):
+            step()
+
+    return fast
+
+
 def supernet_of(space_name: str, activation_bits: int) -> Supernet:
     model, backbone, space, quantizer = source(), BACKBONES["bert"], load_space(space_name), QUANTIZERS["midrise"]
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -159,7 +172,7 @@ def ratios(steps: dict[str, Step], rounds: int) -> dict[str, tuple[float, float]
 
 
 def steps_of(options: Options) -> dict[str, float]:
-    wanted = options.only or ("heads", "128", "kd")
+    wanted = options.only or ("heads", "128", "as-run", "kd")
     result: dict[str, float] = {}
     spaces = {"heads": "default", "128": "groups128"}
     steps = {name: supernet_step(space, options.activation_bits) for name, space in spaces.items() if name in wanted}
@@ -168,6 +181,9 @@ def steps_of(options: Options) -> dict[str, float]:
         result |= {f"step_ratio_{name}": ratio for name, (ratio, _) in measured.items() if name != "plain"}
         result |= {f"seconds_{name}": seconds for name, (_, seconds) in measured.items()}
         steps.clear()
+    if "as-run" in wanted:
+        measured = ratios({"plain": plain_step(), "as_run": as_run(supernet_step("default", 8))}, options.rounds)
+        result |= {"step_ratio_as_run": measured["as_run"][0], "seconds_as_run": measured["as_run"][1]}
     if "kd" in wanted:
         teacher = source()
         pair = {"plain_kd": plain_step(teacher), "kd": supernet_step("default", options.activation_bits, teacher)}

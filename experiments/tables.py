@@ -99,14 +99,22 @@ def ablation(folder: Path = RESULTS / "ablation") -> str:
         f"| | {' | '.join(f'{task} {ratio:g}x' for task, ratio in columns)} | before repair | search s | recovery s |",
         f"|---{'|---' * len(columns)}|---|---|---|",
     ]
+    missing: list[str] = []
     for name, row in ROWS.items():
         own = [cell for cell in measured if cell["row"] == name]
+        if not own:
+            missing.append(row.about)
+            continue
         values = [_spread([c for c in own if (c["task"], c["ratio"]) == column]) for column in columns]
         off = [c["derived_bytes"] / c["budget_bytes"] - 1 for c in own if c["derived_bytes"]]
-        spent = [f"{np.median([c['seconds'][k] for c in own]):.0f}" if own else "" for k in ("search", "recover")]
+        spent = [f"{np.median([c['seconds'][k] for c in own]):.0f}" for k in ("search", "recover")]
         error = f"{100 * np.mean(off):+.1f} %" if off else ""
         lines.append(f"| {row.about} | {' | '.join(values)} | {error} | {' | '.join(spent)} |")
-    return "\n".join([*lines, "", *_ranks(cells), *_stability(measured)])
+    devices = ", ".join(sorted({cell["device"] for cell in measured}))
+    full = {f"{c['task']} {100 * c['full_precision'][c['metric']]:.2f}" for c in measured}
+    notes = [f"Full precision: {', '.join(sorted(full))}. Seconds are those of a crowded machine ({devices})."]
+    notes += [f"No cells yet: {'; '.join(missing)}."] if missing else []
+    return "\n".join([*lines, "", *notes, *_ranks(cells), *_stability(measured)])
 
 
 def _spread(cells: list[dict[str, Any]]) -> str:
