@@ -106,7 +106,7 @@ class MachineOptions:
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 autocast helps on recent GPUs; on CPUs without matrix units it is slower."""
+    """bf16 autocast is faster on CPUs with bfloat16 instructions and on recent GPUs, slower on others."""
     compile: bool = True
     """Compile the mixing pass (needs a C++ compiler; falls back by itself)."""
     checkpoint_seconds: float = 60.0

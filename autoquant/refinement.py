@@ -114,7 +114,8 @@ def refine(
     with RunDirectory.open(run_path, settings, resume, expected, defaults) as run:
         workspace = Workspace(plan.blueprint, run, progress, machine, plan.seed)
         if rank:
-            method.recover(workspace, SearchResult(plan.allocation), plan.name)
+            with workspace.timed(f"recover-{plan.name}"):
+                method.recover(workspace, SearchResult(plan.allocation), plan.name)
             return None
         return finish(workspace, plan.budget, plan.name, {plan.name: SearchResult(plan.allocation)}, searched=False)
 

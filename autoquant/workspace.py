@@ -41,7 +41,7 @@ from autoquant.strategies.sensitivity import Sensitivity, fisher_scores
 from autoquant.supernet.build import RANGE_NAME, Supernet
 from autoquant.supernet.calibration import initial_scales, input_moments, input_ranges, kept_scales
 from autoquant.tasks.data import TaskData
-from autoquant.training.batches import Encoded, encode
+from autoquant.training.batches import Encoded, encode, longest
 from autoquant.training.distillation import TeacherOutputs
 from autoquant.training.loop import Context
 from autoquant.training.products import fast_products, operations_a_second
@@ -264,7 +264,7 @@ def estimate_stages(blueprint: Blueprint, strategy: str, controls: Sequence[str]
     recipe, rows = blueprint.recipe, len(blueprint.train)
     tokens = sum(len(ids) for ids in blueprint.train.ids) / rows * 1.15  # padding
     encoder = sum(p.matrix.parameters for p in blueprint.byte_model.partitions if p.matrix.layer is not None)
-    forward = 2 * encoder * tokens / operations_a_second(blueprint.max_length)  # seconds a text
+    forward = 2 * encoder * tokens / operations_a_second(longest(blueprint.train))  # seconds a text
     step = 32 * 3 * forward + 0.06
     teacher = recipe.teacher.epochs * rows * (1 - recipe.search.held_out) * 3.6 * forward
     student = [("Student", step * recipe.student.steps)] if recipe.student.keep_every > 1 else []
@@ -329,7 +329,7 @@ class Workspace:
         """
         start, outer = time.monotonic(), self._inner_seconds
         self._inner_seconds = 0.0
-        with watched_memory() as peak, fast_products(self.context.device, self.blueprint.max_length):
+        with watched_memory() as peak, fast_products(self.context.device, longest(self.train_all)):
             try:
                 yield
             finally:

@@ -52,21 +52,24 @@ class Row:
     changes: Mapping[str, Any] = field(default_factory=dict)
     strategy: str = "dnas"
     scale: str | None = None
+    search_too: bool = False
+    """Recovery takes the steps of a search, each of which is two training steps, besides its own."""
 
     def recipe(self, preset: str) -> Recipe:
         settings = dataclasses.asdict(load_preset(preset))
         for key, value in self.changes.items():
             settings[key] = {**settings[key], **value} if isinstance(value, Mapping) else value
+        if self.search_too:
+            settings["recovery"]["steps"] += 2 * settings[SEARCH]["steps"]
         return from_mapping(Recipe, settings, "ablation")
 
 
 SEARCH = "search"
-EQUAL = {"recovery": {"steps": 1000}}  # a search step is two training steps: 2 x 300 + 400
 ROWS: dict[str, Row] = {
     "default": Row("default"),
     "uniform": Row("uniform bits", strategy="uniform"),
-    "equal-compute": Row("uniform bits, recovered for as long as search and recovery take", EQUAL, strategy="uniform"),
-    "search-equal-compute": Row("- search, recovered for as long", EQUAL, strategy="fisher"),
+    "equal-compute": Row("uniform bits, recovered for as long as search and recovery take", strategy="uniform", search_too=True),
+    "search-equal-compute": Row("- search, recovered for as long", strategy="fisher", search_too=True),
     # default minus ...
     "distillation": Row("- distillation", {"distillation": {"logits": 0.0, "hidden": 0.0, "cross_entropy": 1.0}}),
     "gates": Row("- gates (0 in the softmax)", {SEARCH: {"zero": "softmax"}}),
@@ -106,7 +109,7 @@ ROWS: dict[str, Row] = {
     "structure-continue": Row(
         "structural gates, from the searched weights", {"space": "structured", "recovery": {"start": "search"}}
     ),
-    "long-recovery": Row("1,000 recovery steps", EQUAL),
+    "long-recovery": Row("recovered for as long as search and recovery take", search_too=True),
     "high-rate": Row("recovery rate 5e-4", {"recovery": {"learning_rate": 5e-4}}),
     "no-mrem": Row("- reconstruction", {"recovery": {"mrem_steps": 0}}),
 }

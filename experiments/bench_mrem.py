@@ -37,8 +37,9 @@ from autoquant.refine import REFINERS, RefineProblem, mrem
 from autoquant.refinement import UniformBits
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import load_default, load_glue
-from autoquant.training.batches import encode
+from autoquant.training.batches import encode, longest
 from autoquant.training.loop import Context
+from autoquant.training.products import fast_products
 from autoquant.workspace import Blueprint, Machine, Workspace
 
 
@@ -180,7 +181,8 @@ def step_seconds(shared: Workspace, allocation: BitAllocation, modules: int, rou
         for work, spent in zip(works, seconds, strict=True):
             student = None if work.lesson.start is None else work.lesson.start.batch(indices)
             begin = time.monotonic()
-            work.step(number, indices, student)
+            with fast_products(task.context.device, longest(work.lesson.data)):
+                work.step(number, indices, student)
             spent.append(time.monotonic() - begin)
     return [sorted(spent[2:])[len(spent[2:]) // 2] for spent in seconds]
 
@@ -192,7 +194,8 @@ def refined(shared: Workspace, allocation: BitAllocation, name: str, clock: Cloc
     threads = torch.get_num_threads()
     torch.set_num_threads(2 if name == "mrem-p" else 1)  # shared out among the processes; this one only watches
     try:
-        REFINERS[name].refine(task)
+        with fast_products(task.context.device, longest(task.data)):
+            REFINERS[name].refine(task)
     finally:
         torch.set_num_threads(threads)
     return task.supernet

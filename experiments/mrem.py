@@ -13,6 +13,7 @@ mrem-p's is that of all its workers.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from filelock import FileLock
 
 from autoquant import method, pipeline
 from autoquant.assets import default_backbone
@@ -189,12 +191,18 @@ def workspace(options: Options, name: str, blueprint: Blueprint, seed: int) -> I
 def searched(options: Options, task: str, data: TaskData, teacher: Path) -> BitAllocation:
     """The allocation of one search by the default recipe, kept beside the cells: all of them refine the very same."""
     file = options.results / "allocations" / f"{task}.json"
-    if not file.exists():
-        blueprint = Blueprint.draw(str(teacher), data, load_preset("default"), options.max_length, False)
-        with workspace(options, f"{task}-search", blueprint, 0) as shared:
-            found = shared.search("dnas", SizeBudget.ratio(RATIO, blueprint.full_bytes())).allocation
-        atomic_write_text(file, json.dumps(found.to_json(), sort_keys=True) + "\n")
-    return BitAllocation.from_json(json.loads(file.read_text()))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made_from = {"teacher": file_sha256(teacher / "model.safetensors"), "train": data.train.sha256()}
+    with FileLock(file.parent / f".{task}.lock"):
+        if not file.exists():
+            blueprint = Blueprint.draw(str(teacher), data, load_preset("default"), options.max_length, False)
+            with workspace(options, f"{task}-search", blueprint, 0) as shared:
+                found = shared.search("dnas", SizeBudget.ratio(RATIO, blueprint.full_bytes())).allocation
+            atomic_write_text(file, json.dumps({**made_from, "allocation": found.to_json()}, sort_keys=True) + "\n")
+    kept = json.loads(file.read_text())
+    if any(kept[name] != digest for name, digest in made_from.items()):
+        raise SystemExit(f"{file} was searched with another teacher or other texts: move it and its cells elsewhere.")
+    return BitAllocation.from_json(kept["allocation"])
 
 
 def measure(options: Options, cell: Cell) -> None:
@@ -226,6 +234,7 @@ def measure(options: Options, cell: Cell) -> None:
             "seconds": shared.run.seconds()[f"recover-{cell.name}"],
             "peak_mib": shared.run.peaks_mib()[f"recover-{cell.name}"],
             "threads": options.threads,
+            "allocation_sha256": hashlib.sha256(json.dumps(allocation.to_json(), sort_keys=True).encode()).hexdigest(),
             "recipe": dataclasses.asdict(blueprint.recipe),
             "teacher_sha256": shared.teacher_hash,
             "data_sha256": shared.data_hashes(),

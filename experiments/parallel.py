@@ -46,20 +46,23 @@ def main() -> None:
     import_everything()
     began, running, failed, done = time.monotonic(), dict[int, int](), list[int](), 0
     queue = list(enumerate(jobs))
-    while queue or running:
-        while queue and len(running) < options.workers and time.monotonic() - began < options.seconds:
-            number, line = queue.pop(0)
-            running[start(number, line, options.logs)] = number
-        if time.monotonic() - began >= options.seconds:
-            break
-        ended, status = os.waitpid(-1, os.WNOHANG)
-        if not ended:
-            time.sleep(0.05)
-            continue
-        number, done = running.pop(ended), done + 1
-        failed += [number] if status else []
-        print(f"{time.monotonic() - began:6.0f} s  {'FAILED' if status else 'done  '} {number} {jobs[number]}", flush=True)
-    stop(running)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: children have sessions of their own
+    try:
+        while queue or running:
+            while queue and len(running) < options.workers and time.monotonic() - began < options.seconds:
+                number, line = queue.pop(0)
+                running[start(number, line, options.logs)] = number
+            if time.monotonic() - began >= options.seconds:
+                break
+            ended, status = os.waitpid(-1, os.WNOHANG)
+            if not ended:
+                time.sleep(0.05)
+                continue
+            number, done = running.pop(ended), done + 1
+            failed += [number] if status else []
+            print(f"{time.monotonic() - began:6.0f} s  {'FAILED' if status else 'done  '} {number} {jobs[number]}", flush=True)
+    finally:
+        stop(running)
     left = [number for number, _ in queue] + sorted(running.values())
     print(f"{done - len(failed)} done, {len(failed)} failed, {len(left)} left.")
     if failed or left:
@@ -81,6 +84,7 @@ def start(number: int, line: str, logs: Path) -> int:
     if child:
         return child
     os.setsid()  # so that it is stopped with the processes that it starts
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     log = os.open(logs / f"{number}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -104,7 +108,10 @@ def start(number: int, line: str, logs: Path) -> int:
 
 def stop(running: dict[int, int]) -> None:
     for child in running:
-        os.killpg(child, signal.SIGKILL)
+        try:
+            os.killpg(child, signal.SIGKILL)
+        except ProcessLookupError:  # it has no session of its own yet
+            os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def ablation(folder: Path = RESULTS / "ablation") -> str:
             if any(c[key] != cell[key] for c in alike):
                 raise SystemExit(f"The ablation's cells of {cell['task']} differ in {key}: measure the older ones again.")
     measured = [cell for cell in cells if cell["scored"] == "train" and cell["row"] in ROWS]
-    for name in {cell["row"] for cell in measured} - {"equal-compute"}:
+    for name in {cell["row"] for cell in measured}:
         recipes = [from_mapping(Recipe, cell["recipe"], "cell") for cell in measured if cell["row"] == name]
         if any(recipe != recipes[0] for recipe in recipes):
             raise SystemExit(f"The ablation's cells of row {name} differ in recipe: measure the older ones again.")
@@ -107,12 +108,14 @@ def ablation(folder: Path = RESULTS / "ablation") -> str:
             continue
         values = [_spread([c for c in own if (c["task"], c["ratio"]) == column]) for column in columns]
         off = [c["derived_bytes"] / c["budget_bytes"] - 1 for c in own if c["derived_bytes"]]
-        spent = [f"{np.median([c['seconds'][k] for c in own]):.0f}" for k in ("search", "recover")]
+        timed = [c for c in own if c["device"] == "cpu"]  # seconds of two kinds of machine do not compare
+        spent = [f"{np.median([c['seconds'][k] for c in timed]):.0f}" if timed else "" for k in ("search", "recover")]
         error = f"{100 * np.mean(off):+.1f} %" if off else ""
         lines.append(f"| {row.about} | {' | '.join(values)} | {error} | {' | '.join(spent)} |")
-    devices = ", ".join(sorted({cell["device"] for cell in measured}))
     full = {f"{c['task']} {100 * c['full_precision'][c['metric']]:.2f}" for c in measured}
-    notes = [f"Full precision: {', '.join(sorted(full))}. Seconds are those of a crowded machine ({devices})."]
+    devices = Counter(cell["device"] for cell in measured)
+    notes = [f"Full precision: {', '.join(sorted(full))}. Seconds: one busy CPU core. Cells by device:"]
+    notes[0] += f" {', '.join(f'{device} {count}' for device, count in sorted(devices.items()))}."
     notes += [f"No cells yet: {'; '.join(missing)}."] if missing else []
     return "\n".join([*lines, "", *notes, *_ranks(cells), *_stability(measured)])
 

@@ -12,7 +12,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 SHORT = ["--search.hessian-slices", "2", "--search.power-iterations", "2", "--search.trace-vectors", "2", "--search.trials", "4"]
 QUANTIZERS = {
+    "compiled mixing": ["--compile"],
     "lsq": ["--quantizer", "lsq"],
+    "minmax": ["--quantizer", "minmax"],
     "twn": ["--quantizer", "twn", "--space", "ternary"],
     "gobo": ["--quantizer", "gobo", "--space", "codebook"],
     "pq": ["--quantizer", "pq", "--space", "codebook"],

@@ -1,9 +1,12 @@
 """experiments/parallel.py: lines side by side, each with a log, an exit status and an end in time."""
 
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "parallel.py"
 
@@ -43,6 +46,22 @@ def test_what_still_runs_at_the_end_is_stopped_with_its_children(tmp_path: Path)
         time.sleep(0.1)
     assert not child.exists() or child.read_text().split()[2] == "Z"
     assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_stops_the_children(tmp_path: Path, signal_: signal.Signals) -> None:
+    text = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(600)"
+    sleeps = script(tmp_path, "sleeps.py", text)
+    (tmp_path / "cells.txt").write_text(f"{sleeps} {tmp_path / 'child'}\n")
+    command = [sys.executable, str(SCRIPT), str(tmp_path / "cells.txt"), "--logs", str(tmp_path / "logs")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not ((tmp_path / "child").exists() and (tmp_path / "child").read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal_)
+        process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not Path(f"/proc/{(tmp_path / 'child').read_text()}").exists()
 
 
 def test_lines_that_all_work_end_with_success(tmp_path: Path) -> None:

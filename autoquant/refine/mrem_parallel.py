@@ -42,7 +42,7 @@ from autoquant.refine.mrem import Reconstruction, prepare
 from autoquant.refine.queue import InputQueue, Receiver, Sender
 from autoquant.refine.states import Lesson
 from autoquant.supernet.mixing import KERNELS
-from autoquant.training.batches import BatchOrder
+from autoquant.training.batches import BatchOrder, longest
 from autoquant.training.loop import Context, check_finite, interrupt_waits, seed_step
 from autoquant.training.products import fast_products
 
@@ -82,6 +82,7 @@ class Job:
     checkpoint_seconds: float
     threads: int
     compile: bool
+    tokens: int
     rendezvous: str
     parent: int
 
@@ -141,6 +142,7 @@ class ParallelMrem:
                     context.checkpoint_seconds,
                     max(1, torch.get_num_threads() // len(ranks)),
                     KERNELS.compile,
+                    longest(problem.data),
                     rendezvous,
                     os.getpid(),
                 )
@@ -281,7 +283,7 @@ def work(job_bytes: bytes, events: Connection, stop: Event) -> None:
     code = 0
     try:
         _join_group(job)
-        with fast_products(job.device, max(map(len, job.lesson.data.ids))):
+        with fast_products(job.device, job.tokens):
             finished = _train(job, events, stop)
         if finished:
             _deliver(job)

@@ -67,6 +67,7 @@ class Supernet(nn.Module):
     width_mask: Tensor
     bytes: Tensor
     prunable: Tensor
+    unit_of_row: Tensor  # of every row with a gate, matrix after matrix
     unit_rows: Tensor
     unit_columns: Tensor
     scale_bytes: Tensor
@@ -118,7 +119,11 @@ class Supernet(nn.Module):
         buffers |= {"scale_bytes": table.removable.scale_bytes, "unit_bytes": table.removable.unit_bytes}
         for name, array in buffers.items():
             self.register_buffer(name, torch.from_numpy(array).float(), persistent=False)
-        self._gated_rows = {p.matrix.name: _unit_of_row(p.matrix, structure.units) for p in table.partitions}
+        found = {p.matrix.name: _unit_of_row(p.matrix, structure.units) for p in table.partitions}
+        gated = {name: unit for name, unit in found.items() if unit is not None}
+        ends = np.cumsum([len(unit) for unit in gated.values()])
+        self._gated_rows = {name: slice(int(end) - len(gated[name]), int(end)) for name, end in zip(gated, ends, strict=True)}
+        self.register_buffer("unit_of_row", torch.cat(list(gated.values())), persistent=False)
 
     def _replace(
         self,
@@ -261,7 +266,8 @@ class Supernet(nn.Module):
             return {}
         gates = gumbel_gate(self.unit_logits, temperature, hard)
         self._gone = gates.detach() < 0.5
-        return {name: gates[unit.to(gates.device)] for name, unit in self._gated_rows.items() if unit is not None}
+        by_row = gates[self.unit_of_row]
+        return {name: by_row[rows] for name, rows in self._gated_rows.items()}
 
     def freeze(self, allocation: BitAllocation) -> None:
         """Use this allocation from now on. Units it removes are gone from this supernet's model already."""

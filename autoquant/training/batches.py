@@ -78,6 +78,11 @@ def encode(tokenizer: Any, data: TextData, max_length: int) -> Encoded:
     )
 
 
+def longest(data: Encoded) -> int:
+    """Tokens of the longest text."""
+    return max(map(len, data.ids))
+
+
 class BatchOrder:
     """Which samples make up the batch of a step: shuffled every epoch, grouped by length."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoquant.training.batches import Encoded
+from autoquant.training.batches import Encoded, longest
 from autoquant.training.products import fast_products
 
 
@@ -30,11 +30,10 @@ def collect_logits(
 ) -> np.ndarray:
     """The same of whatever computes logits [batch, classes] from a batch without its labels."""
     result: np.ndarray | None = None
-    longest = max(map(len, data.ids))
     for indices in data.by_length(batch_size):
         batch = data.collate(indices, device)
         batch.pop("labels")
-        with fast_products(device, longest):
+        with fast_products(device, longest(data)):
             logits = compute(batch)
         if result is None:
             result = np.empty((len(data), logits.shape[1]), dtype=np.float32)
