@@ -17,7 +17,7 @@ QUANTIZERS = {
     "minmax": ["--quantizer", "minmax"],
     "twn": ["--quantizer", "twn", "--space", "ternary"],
     "gobo": ["--quantizer", "gobo", "--space", "codebook"],
-    "pq": ["--quantizer", "pq", "--space", "codebook"],
+    "pq": ["--quantizer", "pq", "--space", "codebook", "--budget-ratio", "4"],
     "static": ["--activations", "static"],
     "structured": ["--space", "structured"],
     "second-order": ["--search.unrolled", "1e-4"],
