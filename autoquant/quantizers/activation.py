@@ -47,22 +47,30 @@ def fake_quantize_static(x: Tensor, step: Tensor, offset: Tensor, bits: int) -> 
 
 
 class _Static(torch.autograd.Function):
+    """As few passes over memory as the dynamic one: it has to keep one more tensor, the steps before rounding."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, offset: Tensor, top: int) -> Tensor:
-        ctx.save_for_backward(x, step, offset)
+        steps = (x - offset).div_(step)
+        ctx.save_for_backward(steps)
         ctx.top = top
-        return torch.clamp(torch.round((x - offset) / step), 0, top) * step + offset
+        return steps.round().clamp_(0, top).mul_(step).add_(offset)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, step, offset = ctx.saved_tensors
-        steps = (x - offset) / step
-        inside = (steps >= 0) & (steps <= ctx.top)
-        by_step = torch.where(inside, torch.round(steps) - steps, torch.clamp(steps, 0, ctx.top))
-        factor = 1 / math.sqrt(x.numel() * ctx.top)
-        grad_step = (grad * by_step).sum() * factor
-        grad_offset = (grad * ~inside).sum() * factor
-        return grad * inside, grad_step.view_as(step), grad_offset.view_as(offset), None
+        (steps,) = ctx.saved_tensors
+        inside = (steps >= 0).logical_and_(steps <= ctx.top)
+        grad_inside = grad * inside
+        # by step: round(s) - s inside, the nearest of 0 and top outside; by offset: 0 inside, 1 outside
+        grad_step = _dot(grad, steps.round().clamp_(0, ctx.top)) - _dot(grad_inside, steps)
+        grad_offset = grad.sum() - grad_inside.sum()
+        factor = 1 / math.sqrt(steps.numel() * ctx.top)
+        return grad_inside, grad_step * factor, grad_offset * factor, None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of products, added up in float32 whatever the tensors are."""
+    return torch.dot(a.reshape(-1).float(), b.reshape(-1).float())
 
 
 class StaticRange(nn.Module):

@@ -6,7 +6,6 @@ Embeddings, which have no input, keep their rounded weights. No labels are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,19 +74,15 @@ class LayerSequence:
         self, module: Module, inputs: HiddenStates | None, layer: nn.Module | None, of_input: bool = False
     ) -> HiddenStates:
         """The output of a module, or what goes into or comes out of a layer in it, for every text."""
-        device, seen = self.problem.context.device, _Seen()
-        handle = None if layer is None else layer.register_forward_hook(seen.keeper(of_input))
+        lengths, device = [len(ids) for ids in self.data.ids], self.problem.context.device
         made: HiddenStates | None = None
         for indices in self.data.by_length(64):
-            batch = self.data.collate(indices, device)
-            output, _ = module(batch, None if inputs is None else inputs.batch(indices, device))
-            value = output if layer is None else seen.value
-            # the pooler and what follows it see one vector a text
-            value = value if value.dim() == 3 else value[:, None].expand(-1, output.shape[1], -1)
-            made = made or HiddenStates([len(ids) for ids in self.data.ids], value.shape[-1])
+            hidden = None if inputs is None else inputs.batch(indices, device)
+            value = _value(module, self.data.collate(indices, device), hidden, layer, of_input)
+            if value.dim() == 2:  # the pooler and what follows it see one vector a text
+                value = value[:, None].expand(-1, max(lengths[i] for i in indices), -1)
+            made = made or HiddenStates(lengths, value.shape[-1])
             made.put(indices, value)
-        if handle is not None:
-            handle.remove()
         assert made is not None
         return made
 
@@ -114,16 +109,34 @@ class LayerSequence:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-class _Seen:
-    """What a hook saw last."""
+class _Reached(Exception):
+    """Ends a forward pass where its value is known: what comes after would be computed for nothing."""
 
-    value: Tensor
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
 
-    def keeper(self, of_input: bool) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self.value = inputs[0] if of_input else output
 
-        return keep
+def _value(
+    module: Module, batch: dict[str, Tensor], hidden: Tensor | None, layer: nn.Module | None, of_input: bool
+) -> Tensor:
+    """Of one batch: a module's output, or a layer's input or output."""
+
+    def entering(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        raise _Reached(inputs[0])
+
+    def leaving(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        raise _Reached(output)
+
+    if layer is None:
+        return module(batch, hidden)[0]
+    handle = layer.register_forward_pre_hook(entering) if of_input else layer.register_forward_hook(leaving)
+    try:
+        module(batch, hidden)
+    except _Reached as reached:
+        return reached.value
+    finally:
+        handle.remove()
+    raise AssertionError("the layer is not in the module's forward pass")
 
 
 def _shapes(module: Module) -> list[tuple[int, int]]:
