@@ -109,7 +109,7 @@ class LayerSequence:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-class _Reached(Exception):
+class _Reached(Exception):  # noqa: N818 - nothing went wrong
     """Ends a forward pass where its value is known: what comes after would be computed for nothing."""
 
     def __init__(self, value: Tensor) -> None:
