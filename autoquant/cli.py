@@ -289,12 +289,16 @@ class Refine:
     A searched one: autoquant refine runs/demo --run-dir runs/refined
 
     A uniform one: autoquant refine runs/demo/teacher --bits 2-2-8 --recovery.reconstruction mrem-p
+
+    One from elsewhere: autoquant refine runs/demo/teacher --allocation runs/other/model/allocation.json
     """
 
     source: Annotated[str, tyro.conf.Positional]
-    """A run directory, or, with --bits, a fine-tuned classifier: a directory or hub id."""
+    """A run directory, or, with --bits or --allocation, a fine-tuned classifier: a directory or hub id."""
     bits: str | None = None
     """A uniform allocation instead: weights-embedding-activations, such as 4-4-8, 2-2-8, 4-8-8 or 2-8-8."""
+    allocation: Path | None = None
+    """Another run's allocation instead: the allocation.json in its model/ folder, or in a selected point of a sweep."""
     data: Annotated[DataOptions, Flat] = field(default_factory=DataOptions)
     machine: Annotated[MachineOptions, Flat] = field(default_factory=MachineOptions)
     recovery: RecoverySettings = RECONSTRUCTION
@@ -319,6 +323,7 @@ class Refine:
             self.source,
             self.data.load(),
             bits=self.bits,
+            allocation=self.allocation,
             recovery=self.recovery,
             activation_bits=self.activation_bits,
             activations=self.activations,

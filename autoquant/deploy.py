@@ -15,6 +15,7 @@ from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.run import RunDirectory, file_sha256
 from autoquant.export import EXPORTERS
 from autoquant.export.card import write_card
+from autoquant.export.manifest import read_manifest
 from autoquant.inference import load
 from autoquant.pack.model import load_packed, set_activation_bits
 from autoquant.tasks.data import TaskData
@@ -26,9 +27,7 @@ EXACT = 1e-4  # largest difference of a logit that a file with float activations
 TOLERATED = 0.003  # of the metric, that 8-bit activations may cost without a warning
 
 
-def export_run(
-    run_dir: str | Path, name: str, data: TaskData | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
+def export_run(run_dir: str | Path, name: str, data: TaskData | None = None, progress: Progress | None = None) -> dict[str, Any]:
     """Write the file of a format into the run's `model/` and record it in `metrics.json` under `deployed`, and in the card.
 
     `name`: a row of EXPORTERS. `data`: the run's own task, on whose evaluation rows the file is measured; None leaves it
@@ -49,7 +48,9 @@ def export_run(
         metrics["deployed"] = {**metrics.get("deployed", {}), name: entry}
         run.write_json("metrics.json", metrics)
         write_card(run.model_dir, metrics)
-    _show(entry, EXPORTERS[name].activation_bits, data, progress)
+    learned = read_manifest(run.model_dir / "allocation.json")["activations"] == "static"
+    exact = EXPORTERS[name].activation_bits == 32 and not learned  # ranges round to codes: there a float's last bit decides
+    _show(entry, exact, data, progress)
     return entry
 
 
@@ -100,7 +101,8 @@ def _exported_logits(folder: Path, name: str, encoded: Encoded) -> np.ndarray:
 def _measure(folder: Path, name: str, data: TaskData) -> dict[str, Any]:
     """Metrics of the file, and its logits against those of the packed model with activations simulated as at run time.
 
-    `float_activation_metrics` are those of the packed model with activations left as they are: what 8 bits must stay close to.
+    `float_activation_metrics` are those of the packed model with activations left as they are (learned ranges are part of
+    it): what 8 bits must stay close to.
     """
     encoded = _encoded(folder, data)
     found, model = _exported_logits(folder, name, encoded), load_packed(folder)
@@ -118,7 +120,7 @@ def _measure(folder: Path, name: str, data: TaskData) -> dict[str, Any]:
     }
 
 
-def _show(entry: dict[str, Any], activation_bits: int, data: TaskData | None, progress: Progress) -> None:
+def _show(entry: dict[str, Any], exact: bool, data: TaskData | None, progress: Progress) -> None:
     if data is None:
         progress.say("Not measured: give --train-file and --eval-file as the search had them.")
         return
@@ -126,7 +128,7 @@ def _show(entry: dict[str, Any], activation_bits: int, data: TaskData | None, pr
         progress.say(f"{metric} of the file {value:.4f}, simulated {entry['simulated_metrics'][metric]:.4f}")
     difference = entry["logit_difference"]
     progress.say(f"Logits differ from the simulation by {difference['mean']:.1e} on average, {difference['max']:.1e} at most")
-    if activation_bits == 32 and difference["max"] > EXACT:
+    if exact and difference["max"] > EXACT:
         progress.say(f"Warning: this file should be exact and is not (more than {EXACT:.0e}); please report it.")
     lost = entry["float_activation_metrics"][data.task.metric] - entry["metrics"][data.task.metric]
     if lost > TOLERATED:

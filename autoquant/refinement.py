@@ -16,7 +16,7 @@ from autoquant.core.run import RunDirectory, file_sha256
 from autoquant.core.settings import RECONSTRUCTION, Recipe, RecoverySettings
 from autoquant.export.manifest import manifest_allocation, manifest_space, read_manifest
 from autoquant.pipeline import RunResult, check_applies, check_run, finish, recorded_recipe, resolve_budget, resolve_inputs
-from autoquant.refine.mrem_parallel import torchrun_rank
+from autoquant.refine.mrem_parallel import first_rank_is_done, result_stage, torchrun_rank
 from autoquant.strategies import SearchResult
 from autoquant.tasks.data import TaskData
 from autoquant.workspace import Blueprint, Machine, Workspace
@@ -71,6 +71,7 @@ def refine(
     data: TaskData | None = None,
     *,
     bits: str | None = None,
+    allocation: str | Path | None = None,
     recovery: RecoverySettings | None = None,
     activation_bits: int | None = None,
     activations: str | None = None,
@@ -83,10 +84,11 @@ def refine(
 ) -> RunResult | None:
     """Reconstruct a frozen allocation from the full-precision model, pack and measure it.
 
-    `source`: a run directory (its allocation and its teacher, unless `bits` gives another allocation), or a model with `bits`
-    such as `2-2-8`; `data`: the run's own training text. Unless `recovery` trains on labels, nothing but the metric, at the end,
-    looks at a label of a fine-tuned model's data. Returns None in all but the first process of a torchrun. Raises an
-    AutoquantError for what cannot work.
+    `source`: a run directory (its allocation and its teacher, unless `bits` or `allocation` gives another allocation), or a
+    model with `bits` such as `2-2-8`, or with `allocation`, an `allocation.json` of a model of this shape. `data`: the
+    training text, the very rows that a recorded allocation was found with. Unless `recovery` trains on labels, nothing but the
+    metric, at the end, looks at a label of a fine-tuned model's data. Returns None in all but the first process of a torchrun.
+    Raises an AutoquantError for what cannot work.
     """
     machine, progress = machine or Machine(), progress or SilentProgress()
     check_run(machine, seed)
@@ -95,7 +97,7 @@ def refine(
         raise RunError("There are no searched weights to start from: refine starts from the full-precision model.")
     changes = {"activation_bits": activation_bits, "activations": activations}
     changes = {name: value for name, value in changes.items() if value is not None}
-    plan = _plan(source, data, bits, recovery, changes, seed, max_length)
+    plan = _plan(source, data, bits, allocation, recovery, changes, seed, max_length)
     rank, run_path = torchrun_rank(), Path(run_dir)
     if rank:
         run_path = run_path / f"rank{rank}"
@@ -113,17 +115,28 @@ def refine(
     defaults, expected = {"recovery": dataclasses.asdict(RECONSTRUCTION)}, 6 * plan.blueprint.full_bytes()
     with RunDirectory.open(run_path, settings, resume, expected, defaults) as run:
         workspace = Workspace(plan.blueprint, run, progress, machine, plan.seed)
+        done = rank is not None and _parallel_is_done(run, recovery, plan.name, rank)
         if rank:
-            with workspace.timed(f"recover-{plan.name}"):
-                method.recover(workspace, SearchResult(plan.allocation), plan.name)
+            if not done:
+                with workspace.timed(f"recover-{plan.name}"):
+                    method.recover(workspace, SearchResult(plan.allocation), plan.name)
             return None
         return finish(workspace, plan.budget, plan.name, {plan.name: SearchResult(plan.allocation)}, searched=False)
+
+
+def _parallel_is_done(run: RunDirectory, recovery: RecoverySettings, name: str, rank: int) -> bool:
+    """Whether torchrun's first process needs the others no more."""
+    if recovery.reconstruction != "mrem-p" or not recovery.mrem_steps:
+        return False
+    recovered = run.finished(f"recover-{name}") or run.load_state(result_stage(f"mrem-p-{name}"))
+    return first_rank_is_done(rank, recovered is not None)
 
 
 def _plan(
     source: str | Path | None,
     data: TaskData | None,
     bits: str | None,
+    allocation: str | Path | None,
     recovery: RecoverySettings,
     changes: dict[str, Any],
     seed: int,
@@ -135,13 +148,19 @@ def _plan(
         raise RunError(f"{run} has no teacher/ yet: finish it first, or give a model.")
     model, task = resolve_inputs(teacher, data)
     if bits is not None:
+        if allocation is not None:
+            raise SpaceError("--bits and --allocation are two allocations: give one.")
         uniform = UniformBits.parse(bits)
         if changes:
             raise SpaceError("--bits says the activations' bits already: drop --activation-bits and --activations.")
         return _uniform(uniform, model, task, recovery, seed, max_length)
-    if run is None:
-        raise RunError(f"{source or 'The model'} comes without an allocation: add --bits, say --bits 2-2-8, or give a run.")
-    return _recorded(run / "model" / "allocation.json", model, task, recovery, changes)
+    if run is None and allocation is None:
+        raise RunError(
+            f"{source or 'The model'} comes without an allocation: add --bits, say --bits 2-2-8, or --allocation "
+            "allocation.json, or give a run."
+        )
+    recorded = Path(allocation) if allocation is not None else Path(str(run)) / "model" / "allocation.json"
+    return _recorded(recorded, model, task, recovery, changes)
 
 
 def _uniform(bits: UniformBits, model: str, data: TaskData, recovery: RecoverySettings, seed: int, max_length: int) -> Plan:

@@ -178,7 +178,7 @@ class RecoverySettings:
     noise: float = 0.1
     """quant-noise: share of the blocks that a step quantises."""
     mrem_steps: int = 50
-    """Reconstruction steps per module (MREM), after the training."""
+    """Reconstruction steps per module (MREM), or per linear layer (layer-wise), after the training."""
     reconstruction: Literal["mrem-s", "mrem-p", "layer-wise"] = "mrem-s"
     """Modules one after the other, all at once in a process each, or single layers one after the other."""
     mrem_modules: int = 4
@@ -189,9 +189,9 @@ class RecoverySettings:
     mrem_scale_learning_rate: float = 2e-5
     """Of scales of weights, and steps and offsets of activations."""
     teacher_forcing: Literal["linear", "off", "constant"] = "linear"
-    """The teacher's share of a module's input: from 1 to 0 over half of the steps, 0, or a half."""
+    """mrem-s and mrem-p: the teacher's share of a module's input: from 1 to 0 over half of the steps, 0, or a half."""
     activation_drop: float = 0.0
-    """QDrop: probability that an element of a layer's input is not quantised while reconstructing."""
+    """mrem-s and mrem-p, QDrop: probability that an element of a layer's input is not quantised while reconstructing."""
     parallel_fill: int = 32
     """mrem-p: batches from the module before that must have arrived before a module begins (t0)."""
     parallel_queue: int = 64

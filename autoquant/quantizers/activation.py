@@ -62,15 +62,16 @@ class _Static(torch.autograd.Function):
         inside = (steps >= 0).logical_and_(steps <= ctx.top)
         grad_inside = grad * inside
         # by step: round(s) - s inside, the nearest of 0 and top outside; by offset: 0 inside, 1 outside
-        grad_step = _dot(grad, steps.round().clamp_(0, ctx.top)) - _dot(grad_inside, steps)
-        grad_offset = grad.sum() - grad_inside.sum()
+        by_step = steps.round().clamp_(0, ctx.top).sub_(steps.where(inside, 0.0))
         factor = 1 / math.sqrt(steps.numel() * ctx.top)
-        return grad_inside, grad_step * factor, grad_offset * factor, None
+        grad_step, grad_offset = _dot(grad, by_step) * factor, _dot(grad, inside.logical_not_()) * factor
+        return grad_inside, grad_step, grad_offset, None
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """The sum of products, added up in float32 whatever the tensors are."""
-    return torch.dot(a.reshape(-1).float(), b.reshape(-1).float())
+    """The sum of products, added up in float32 at least, whatever the tensors are."""
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    return torch.dot(a.reshape(-1).to(dtype), b.reshape(-1).to(dtype))
 
 
 class StaticRange(nn.Module):

@@ -1,7 +1,7 @@
 """Layer-wise reconstruction, the baseline of MREM: one linear layer at a time learns to give the full-precision layer's output.
 
 Layers in their order: the input is the quantised network's own, the target what the teacher's layer makes of the teacher's.
-Embeddings, which have no input, keep their rounded weights. No labels are read.
+Embeddings, which have no input, keep their rounded weights. No labels are read. It knows neither teacher forcing nor QDrop.
 """
 
 from __future__ import annotations
@@ -94,8 +94,9 @@ class LayerSequence:
             group["lr"] = rate * warmup_linear(local, self.problem.settings.mrem_steps)
         indices, device = self.order.indices(local), self.problem.context.device
         real = _mask(self.data, indices, device)
-        output = self.layer(self.source.batch(indices, device)[real])
-        loss = functional.mse_loss(output, self.target.batch(indices, device)[real])
+        with self.problem.context.autocast():
+            output = self.layer(self.source.batch(indices, device)[real])
+        loss = functional.mse_loss(output.float(), self.target.batch(indices, device)[real])
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -116,9 +117,7 @@ class _Reached(Exception):  # noqa: N818 - nothing went wrong
         self.value = value
 
 
-def _value(
-    module: Module, batch: dict[str, Tensor], hidden: Tensor | None, layer: nn.Module | None, of_input: bool
-) -> Tensor:
+def _value(module: Module, batch: dict[str, Tensor], hidden: Tensor | None, layer: nn.Module | None, of_input: bool) -> Tensor:
     """Of one batch: a module's output, or a layer's input or output."""
 
     def entering(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:

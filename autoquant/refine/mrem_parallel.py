@@ -39,7 +39,7 @@ from autoquant.core.settings import RecoverySettings
 from autoquant.refine.base import RefineProblem
 from autoquant.refine.modules import Module
 from autoquant.refine.mrem import Reconstruction, prepare
-from autoquant.refine.queue import InputQueue, Receiver, Sender
+from autoquant.refine.queue import InputQueue, LostNeighbourError, Receiver, Sender
 from autoquant.refine.states import Lesson
 from autoquant.supernet.mixing import KERNELS
 from autoquant.training.batches import BatchOrder, longest
@@ -63,6 +63,18 @@ def result_stage(stage: str) -> str:
 def torchrun_rank() -> int | None:
     """The rank of this process where torchrun started it, else None."""
     return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
+def first_rank_is_done(rank: int, done: bool) -> bool:
+    """Under torchrun: whether the first process has the result already. `done`: what this one knows of itself.
+
+    Only the first keeps it, and where it is there, no other may wait for a worker of the first to meet its own.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=MOST_SECONDS)))
+    key = f"autoquant-done-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    if rank == 0:
+        store.set(key, str(done))
+    return bool(store.get(key) == b"True")
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +161,7 @@ class ParallelMrem:
                 for r in ranks
             ]
             with _started(jobs) as (workers, stop):
-                _watch(problem, workers, stop)
+                _watch(problem, workers, world, stop)
 
 
 def _device(device: torch.device, rank: int) -> str:
@@ -198,8 +210,11 @@ def _to_bytes(job: Job) -> bytes:
 # In the process that watches --------------------------------------------------------------------------------------------
 
 
-def _watch(problem: RefineProblem, workers: list[Worker], stop: Event) -> None:
-    """Log and show what the processes report until all are done. Raises TrainingError if one fails or dies."""
+def _watch(problem: RefineProblem, workers: list[Worker], world: int, stop: Event) -> None:
+    """Log and show what the processes report until all are done. Raises TrainingError if one fails or dies.
+
+    `world`: how many modules there are, of which a torchrun process watches one.
+    """
     context, steps, launcher = problem.context, problem.settings.mrem_steps, os.getppid()
     with context.progress.stage("Reconstruct", total=steps * len(workers)) as bar, interrupt_waits() as interrupted:
         while not all(worker.finished for worker in workers):
@@ -209,7 +224,7 @@ def _watch(problem: RefineProblem, workers: list[Worker], stop: Event) -> None:
             failed = [w for w in workers if not w.finished and (w.failure or not w.process.is_alive())]
             if failed:
                 _end(workers, stop)
-                raise TrainingError(_describe(failed, len(workers), problem))
+                raise TrainingError(_describe(failed, world, problem))
             if torchrun_rank() is not None and os.getppid() != launcher:
                 _end(workers, stop)
                 raise TrainingError("torchrun has ended before its processes: start it again with --resume.")
@@ -332,23 +347,28 @@ def _train(job: Job, events: Connection, stop: Event) -> bool:
         sender = Sender(job.rank + 1, job.settings.parallel_queue, link)
         sender.start()
     saved_at = time.monotonic()
-    feed.wait()
-    while done < steps and not stop.is_set():
-        seed_step(job.seed, job.name, done)
-        indices, student = feed.batch(done)
-        loss, output = task.step(done, indices, student)
-        check_finite(f"Reconstruct module {job.rank + 1}", {"loss": loss}, done, steps)
-        if sender:
-            sender.put(indices, output)
-        events.send(("step", loss))
-        done += 1
-        if time.monotonic() - saved_at > context.checkpoint_seconds:
-            _save(job, task, context, done)
-            saved_at = time.monotonic()
-    if first == steps and sender and not stop.is_set():  # done before an interruption; the next module still needs inputs
-        for step in range(job.settings.parallel_fill):
-            indices, student = feed.batch(step)
-            sender.put(indices, task.output(indices, student))
+    try:
+        feed.wait()
+        while done < steps and not stop.is_set():
+            seed_step(job.seed, job.name, done)
+            indices, student = feed.batch(done)
+            loss, output = task.step(done, indices, student)
+            check_finite(f"Reconstruct module {job.rank + 1}", {"loss": loss}, done, steps)
+            if sender:
+                sender.put(indices, output)
+            events.send(("step", loss))
+            done += 1
+            if time.monotonic() - saved_at > context.checkpoint_seconds:
+                _save(job, task, context, done)
+                saved_at = time.monotonic()
+        # resumed so late that the next module's queue is not full yet
+        for step in range(min(job.settings.parallel_fill, steps) - (done - first)):
+            if sender and not stop.is_set():
+                indices, student = feed.batch(step)
+                sender.put(indices, task.output(indices, student))
+    except LostNeighbourError:
+        _save(job, task, context, done)
+        raise
     if done > first:
         _save(job, task, context, done)
     if sender and not stop.is_set():

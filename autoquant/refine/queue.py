@@ -22,6 +22,10 @@ Batch = tuple[np.ndarray, Tensor]
 POLL_SECONDS = 0.05
 
 
+class LostNeighbourError(TrainingError):
+    """The process of the module before has died: not this one's fault, whose state is good."""
+
+
 class InputQueue:
     """The last `capacity` batches that arrived."""
 
@@ -29,6 +33,7 @@ class InputQueue:
         self._batches: deque[Batch] = deque(maxlen=capacity)
         self._lock = threading.Lock()
         self.arrived = 0
+        self.ended = False
         self.error: BaseException | None = None
 
     def put(self, batch: Batch) -> None:
@@ -37,18 +42,22 @@ class InputQueue:
             self.arrived += 1
 
     def sample(self, draw: np.random.Generator) -> Batch:
-        """Any of them, all equally likely; it stays. Raises TrainingError if no more will come because a process died."""
-        if self.error is not None:
-            raise TrainingError(f"The module before this one is lost: {self.error}")
+        """Any of them, all equally likely; it stays. Raises LostNeighbourError if no more will come because a process died."""
+        self._check()
         with self._lock:
             return self._batches[int(draw.integers(len(self._batches)))]
 
     def wait_for(self, count: int, stopped: Callable[[], bool]) -> None:
-        """Until so many batches have arrived, or `stopped` says so; TrainingError if they never will."""
+        """Until so many batches have arrived, or all that ever will, or `stopped` says so. Raises LostNeighbourError."""
         while self.arrived < count and not stopped():
-            if self.error is not None:
-                raise TrainingError(f"The module before this one is lost: {self.error}")
+            self._check()
+            if self.ended and self.arrived:
+                return
             time.sleep(POLL_SECONDS)
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise LostNeighbourError(f"The module before this one is lost: {self.error}")
 
 
 class Receiver(threading.Thread):
@@ -62,6 +71,7 @@ class Receiver(threading.Thread):
         try:
             while (batch := self._receive()) is not None:
                 self.queue.put(batch)
+            self.queue.ended = True
         except (RuntimeError, ValueError) as error:  # the connection is gone
             self.queue.error = error
 

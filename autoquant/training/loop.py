@@ -96,22 +96,24 @@ def check_finite(title: str, values: Mapping[str, float], step: int, steps: int)
 
 @contextmanager
 def interrupt_waits() -> Iterator[threading.Event]:
-    """Ctrl-C only sets the event, since half a step could not be resumed; a second one does not wait."""
+    """Ctrl-C and SIGTERM only set the event, since half a step could not be resumed; a second one does not wait."""
     interrupted = threading.Event()
-
-    def press(*_: object) -> None:
-        interrupted.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
+    defaults: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     # threads may not set handlers, and a handler of the caller's stays in charge
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, press)
+    main = threading.current_thread() is threading.main_thread()
+    ours = [number for number, default in defaults.items() if main and signal.getsignal(number) is default]
+
+    def press(number: int, _: object) -> None:
+        interrupted.set()
+        signal.signal(number, defaults[signal.Signals(number)])
+
+    for number in ours:
+        signal.signal(number, press)
     try:
         yield interrupted
     finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ours:
+            signal.signal(number, defaults[number])
 
 
 def _save(context: Context, stage: str, state: Mapping[str, Stateful], done: int) -> None:

@@ -89,6 +89,24 @@ def test_static_gradients_by_hand() -> None:
     assert offset.grad.item() == pytest.approx((1 + 100) * factor, rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_static_gradients_do_not_cancel(dtype: torch.dtype) -> None:
+    """A gradient with a large mean, and few values beyond the range: what is summed is not a difference of large sums."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(32, 24, 384, generator=draw).to(dtype).requires_grad_()
+    grad = (torch.rand(32, 24, 384, generator=draw) + 0.5).to(dtype)
+    step, offset = (torch.tensor(value, dtype=dtype, requires_grad=True) for value in (0.03125, -4.0))
+    fake_quantize_static(x, step, offset, 8).backward(grad)
+    steps = (x.detach() - offset.detach()).div(step.detach()).double()
+    inside = (steps >= 0) & (steps <= 255)
+    assert 0 < int((~inside).sum()) < 100
+    by_step = torch.where(inside, steps.round() - steps, steps.clamp(0, 255))
+    factor = (x.numel() * 255) ** -0.5
+    rtol = 1e-4 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(step.grad.double(), (grad.double() * by_step).sum() * factor, rtol=rtol, atol=0)
+    torch.testing.assert_close(offset.grad.double(), (grad.double() * ~inside).sum() * factor, rtol=rtol, atol=0)
+
+
 @pytest.mark.parametrize(("bits", "top"), [(8, 255), (4, 15)])
 def test_a_static_range_starts_at_mean_and_minimum(bits: int, top: int) -> None:
     start = StaticRange.starting(0.75, -2.0, bits)

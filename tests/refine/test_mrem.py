@@ -9,6 +9,7 @@ from autoquant.core.settings import RecoverySettings
 from autoquant.refine import mrem
 from autoquant.refine.modules import Module
 from autoquant.refine.mrem import Reconstruction, prepare, teacher_share
+from autoquant.supernet.layers import MixedPrecisionLinear
 
 
 def layer_weights(supernet: Any) -> list[torch.Tensor]:
@@ -111,3 +112,13 @@ def test_labels_are_not_read(bench: Any, name: str) -> None:
             bench.refine(name, supernet, context, mrem_steps=2)
         states.append(supernet.state_dict())
     assert all(torch.equal(states[1][key], tensor) for key, tensor in states[0].items())
+
+
+def test_dropped_activations_change_what_is_learned_and_end_with_it(bench: Any) -> None:
+    losses = []
+    for name, drop in (("none", 0.0), ("most", 0.9)):
+        supernet = bench.supernet()
+        with bench.open_context(name) as context:
+            losses.append(bench.refine("mrem-s", supernet, context, mrem_steps=4, activation_drop=drop)[0]["loss"])
+        assert all(module.drop == 0.0 for module in supernet.modules() if isinstance(module, MixedPrecisionLinear))
+    assert losses[0] != losses[1]

@@ -88,6 +88,29 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(bench: Any, monkeypatch: p
     assert steps_of(log, 0) == steps_of(log, 1) == list(range(STEPS))
 
 
+def test_losing_the_first_module_loses_nothing_of_the_second(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(workers: list[Worker]) -> None:
+        os.kill(workers[0].process.pid or 0, signal.SIGKILL)
+
+    with monkeypatch.context() as patch, bench.open_context() as context:  # no checkpoint before the kill
+        interfere(patch, 3, kill)
+        with pytest.raises(TrainingError, match=r"module 1 of 2 ended .*signal 9"):
+            bench.refine("mrem-p", bench.supernet(), context, mrem_steps=4000)
+        assert context.run.load_state("mrem-p-ours-module1")["step"] >= 3
+
+
+def test_a_module_with_little_left_still_fills_the_next_ones_queue(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, bench.open_context() as context:
+        interfere(patch, 3, lambda _: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            bench.refine("mrem-p", bench.supernet(), context, mrem_steps=STEPS * 10)
+        first = context.run.load_state("mrem-p-ours-module0")
+        context.run.save_state("mrem-p-ours-module0", {**first, "step": STEPS - 1})
+        context.run.discard_state("mrem-p-ours-module1")
+        log = bench.refine("mrem-p", bench.supernet(), context, mrem_steps=STEPS)
+    assert steps_of(log, 1) == list(range(STEPS))
+
+
 def test_ctrl_c_saves_every_module(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, bench.open_context() as context:
         interfere(patch, 3, lambda _: signal.raise_signal(signal.SIGINT))
@@ -135,6 +158,8 @@ def test_waiting_ends_when_enough_have_arrived_or_none_will() -> None:
     queue.wait_for(4, stopped=lambda: False)
     assert queue.arrived == 4
     queue.wait_for(9, stopped=lambda: True)
+    queue.ended = True
+    queue.wait_for(9, stopped=lambda: False)  # no more will come
     queue.error = RuntimeError("Connection closed by peer")
     with pytest.raises(TrainingError, match="is lost: Connection closed"):
         queue.wait_for(9, stopped=lambda: False)
