@@ -1,9 +1,9 @@
 """autoquant: a BERT-family model, some text and a size budget in; the most accurate packed model that fits out.
 
-import autoquant
+    import autoquant
 
-result = autoquant.search(model, train, evaluation, budget=autoquant.SizeBudget.mib(6))
-result.load().predict(["a charming film"])
+    result = autoquant.search(model, train, evaluation, budget=autoquant.SizeBudget.mib(6))
+    result.load().predict(["a charming film"])
 """
 
 from __future__ import annotations

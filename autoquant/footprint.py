@@ -1,7 +1,7 @@
 """How long does a model take to load, and how much memory at most? Run in a process of its own, which prints JSON.
 
-python -m autoquant.footprint model.onnx 1
-python -m autoquant.footprint teacher/ 1
+    python -m autoquant.footprint model.onnx 1
+    python -m autoquant.footprint teacher/ 1
 """
 
 import json

@@ -114,7 +114,9 @@ def test_numbers_below_one(option: str, reference: Reference, run_dir: Path, cap
     assert "must be at least 1" in capsys.readouterr().err
 
 
-def test_other_data_is_refused(reference: Reference, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_data_is_refused(
+    reference: Reference, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = shutil.copytree(reference.data, tmp_path / "other")
     dev = other / "SST-2" / "dev.tsv"
     dev.write_text("\n".join(dev.read_text("utf-8").splitlines()[:-1]) + "\n", "utf-8")

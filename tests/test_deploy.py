@@ -89,7 +89,9 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return error
 
 
-def test_other_data_is_refused(reference: Reference, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_data_is_refused(
+    reference: Reference, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = shutil.copytree(reference.data, tmp_path / "other")
     dev = other / "SST-2" / "dev.tsv"
     dev.write_text("\n".join(dev.read_text().splitlines()[:-1]) + "\n")

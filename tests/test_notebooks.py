@@ -54,3 +54,4 @@ def shows(source: str) -> bool:
     """Whether a cell is meant to show something: it prints, or ends in an expression."""
     last = ast.parse(source).body[-1]
     return "print(" in source or isinstance(last, ast.Expr)
+

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -131,31 +132,47 @@ def test_sigkill_and_resume_give_the_same_bytes(tiny_classifier_dir: Path, tiny_
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def torchrun(command: list[str], *options: str) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "autoquant.cli"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen([*launcher, *command], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def assert_ended_well(*processes: subprocess.Popen[str]) -> None:
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=270)
+            assert process.returncode == 0, errors[-2000:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
 def test_torchrun_starts_the_processes_too(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
-    command = arguments(
-        tiny_classifier_dir, tiny_data, tmp_path / "run", "--bits", "2-2-8", "--recovery.reconstruction", "mrem-p"
-    )
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-        "-m",
-        "autoquant.cli",
-    ]
-    for more in ([], ["--resume"]):  # the second finds the first rank's result, and no rank waits for another's worker
-        done = subprocess.run(
-            [*launcher, *command, *more],
-            capture_output=True,
-            text=True,
-            timeout=270,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+    parallel = ["--bits", "2-2-8", "--recovery.reconstruction", "mrem-p"]
+    command = arguments(tiny_classifier_dir, tiny_data, tmp_path / "run", *parallel)
+    assert_ended_well(torchrun(command, "--nproc-per-node", "2", "--standalone"))
     assert metrics_of(tmp_path / "run")["bytes"]["file"] == (tmp_path / "run" / "model" / "model.safetensors").stat().st_size
     assert not (tmp_path / "run" / "rank1" / "model").exists()
+    # the first process has its result: no other waits for a worker of it
+    assert_ended_well(torchrun([*command, "--resume"], "--nproc-per-node", "2", "--standalone"))
+
+
+def test_torchrun_on_two_machines(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
+    parallel = ["--bits", "2-2-8", "--recovery.reconstruction", "mrem-p"]
+    commands = [arguments(tiny_classifier_dir, tiny_data, tmp_path / name, *parallel) for name in ("one", "two")]
+    meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    assert_ended_well(*(torchrun(command, *meeting) for command in commands))
+    finished = [tmp_path / name for name in ("one", "two") if (tmp_path / name / "metrics.json").exists()]
+    assert len(finished) == 1  # where the first process ran
+    assert (finished[0] / "model" / "model.safetensors").stat().st_size == metrics_of(finished[0])["bytes"]["file"]
 
 
 def test_bits_that_mean_nothing_are_refused() -> None:

@@ -99,3 +99,4 @@ def _set(model: nn.Module, backbone: Backbone, layer: int, kind: str, weight: Te
     linear.out_features, linear.in_features = weight.shape
     linear.weight = nn.Parameter(weight.detach().clone())
     linear.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+

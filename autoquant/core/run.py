@@ -1,11 +1,11 @@
 """What does a run leave on disk? One directory, written atomically, held by one process, resumable after a kill.
 
-run.json                settings, versions, hashes of the inputs, date
-metrics.jsonl           one JSON line per logged step
-metrics.json            the result; written last, so its presence says that the run is finished
-checkpoint/<stage>.pt   state of a stage that was interrupted
-checkpoint/stages.json  seconds and peak memory of every stage, results of the finished ones
-teacher/, model/        the fine-tuned teacher; what is shipped
+    run.json                settings, versions, hashes of the inputs, date
+    metrics.jsonl           one JSON line per logged step
+    metrics.json            the result; written last, so its presence says that the run is finished
+    checkpoint/<stage>.pt   state of a stage that was interrupted
+    checkpoint/stages.json  seconds and peak memory of every stage, results of the finished ones
+    teacher/, model/        the fine-tuned teacher; what is shipped
 """
 
 from __future__ import annotations

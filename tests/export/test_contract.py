@@ -117,7 +117,9 @@ def test_nothing_is_left_beside_the_file(name: str, make_folder: MakeFolder) -> 
 
 
 @names
-def test_a_missing_package_is_named_with_the_command(name: str, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_the_command(
+    name: str, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("autoquant.export.onnx.exporter.find_spec", lambda package: None)
     with pytest.raises(ModelError, match="pip install onnx onnxruntime"):
         EXPORTERS[name].export(make_folder())

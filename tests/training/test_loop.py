@@ -64,10 +64,11 @@ def test_every_step_is_logged(whole: tuple[torch.Tensor, list[dict[str, Any]]]) 
     assert whole[1][-1]["loss"] < whole[1][0]["loss"]
 
 
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_waits_for_the_step_and_the_run_goes_on_where_it_was(
-    open_context: ContextOpener, whole: tuple[torch.Tensor, list[dict[str, Any]]]
+    open_context: ContextOpener, whole: tuple[torch.Tensor, list[dict[str, Any]]], signal_: signal.Signals
 ) -> None:
-    interrupted, resumed = Job(at(4, lambda: signal.raise_signal(signal.SIGINT))), Job()
+    interrupted, resumed = Job(at(4, lambda: signal.raise_signal(signal_))), Job()
     with open_context() as context, pytest.raises(KeyboardInterrupt):
         interrupted.run(context)
     with open_context() as context:
