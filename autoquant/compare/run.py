@@ -206,8 +206,7 @@ def compare(
     with RunDirectory.open(folder, settings, resume, expected, defaults):
         kept = Path(results) if results else folder / "results"
         failed = _measure_all(bench, tasks, kept)
-        cells = read_cells(kept)
-        write_csv(cells, folder / "compare.csv")
+        cells = _tabulate(kept, folder)
         if cells:
             atomic_write_text(folder / "compare.md", report(cells))
             show(cells, progress)
@@ -253,12 +252,19 @@ def _fitting(bench: Bench, methods: Sequence[Method]) -> Iterator[Task]:
         raise refusal
 
 
-def _measure_all(bench: Bench, tasks: Sequence[Task], kept: Path) -> list[tuple[str, AutoquantError]]:
-    """Measure the missing cells, each written as soon as it is done; returns those that failed and why."""
+def _tabulate(kept: Path, folder: Path) -> list[Cell]:
+    """All finished cells, written as the CSV too."""
+    cells = read_cells(kept)
+    write_csv(cells, folder / "compare.csv")
+    return cells
+
+
+def _measure_all(bench: Bench, tasks: Sequence[Task], kept: Path) -> list[tuple[str, str]]:
+    """Measure the missing cells, each in the CSV as soon as it is done; returns those that failed and why."""
     missing = [task for task in tasks if not _file(bench, task, kept).exists()]
     if missing:
         _check_alike(bench, [task for task in tasks if task not in missing], kept)
-    failed: list[tuple[str, AutoquantError]] = []
+    failed: list[tuple[str, str]] = []
     began = time.monotonic()
     for number, task in enumerate(missing):
         done = len(tasks) - len(missing) + number
@@ -266,11 +272,13 @@ def _measure_all(bench: Bench, tasks: Sequence[Task], kept: Path) -> list[tuple[
         bench.progress.say(f"Cells: {done} of {len(tasks)} done{left}. Now {task.name}")
         try:
             cell = bench.measure(task)
-        except AutoquantError as error:
-            failed.append((task.name, error))
-            bench.progress.say(f"{task.name} failed: {error}")
+        except Exception as error:  # whatever it is, days of other cells must not end with it
+            reason = str(error) if isinstance(error, AutoquantError) else f"{type(error).__name__}: {error}"
+            failed.append((task.name, " ".join(reason.split())[:300]))
+            bench.progress.say(f"{task.name} failed: {failed[-1][1]}")
             continue
         cell.write(_file(bench, task, kept))
+        _tabulate(kept, bench.folder)
         drop_copies(bench.folder / "cells" / task.name)
     bench.progress.say(f"Cells: {len(tasks) - len(failed)} of {len(tasks)} done, {len(failed)} failed.")
     return failed

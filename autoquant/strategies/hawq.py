@@ -1,8 +1,9 @@
 """HAWQ-V2's bits (Dong et al., NeurIPS 2020): the Hessian's average trace times the squared quantisation error, solved exactly.
 
 Omega_i = Tr(H_i) / n_i |Q(W_i) - W_i|^2, summed over what gets a width of its own and minimised at the given size: the paper's
-layers are our sub-groups (with `--space layer`: matrices). The trace comes from Hutchinson's estimator, E[v' H v] = Tr(H) for
-random signs v; one product with a v over all matrices serves every sub-group, since what other sub-groups add has mean zero.
+layers are matrices, whose average trace all their sub-groups share: that of one sub-group would mostly be noise. The trace comes
+from Hutchinson's estimator, E[v' H v] = Tr(H) for random signs v; one product with a v over all matrices serves each of them,
+since what the others add has mean zero.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Hawq:
 
 
 def average_traces(problem: Problem) -> np.ndarray:
-    """Tr(H) / n of every sub-group, [N], whatever the budget; each step is one random vector on one batch."""
+    """Tr(H) / n of every sub-group's matrix, [N], whatever the budget; each step is one random vector on one batch."""
     settings, context, table = problem.search, problem.context, problem.table
     outputs, found = problem.train(), _Traces(len(table))
     parameters = [outputs.teacher.get_parameter(p.matrix.name) for p in table.partitions]
@@ -50,7 +51,10 @@ def average_traces(problem: Problem) -> np.ndarray:
         return {"loss": loss, "trace": found.sums.sum().item() / found.count}
 
     run_steps(context, problem.stage, "Hessian", settings.trace_vectors, step, {"found": found})
-    return found.sums.numpy() / found.count / table.parameters
+    average = found.sums.numpy() / found.count
+    for matrix in table.slices().values():
+        average[matrix] = average[matrix].sum() / table.parameters[matrix].sum()
+    return average
 
 
 def by_subgroup(table: ChoiceTable, matrices: list[Tensor]) -> Tensor:

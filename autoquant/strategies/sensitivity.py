@@ -5,7 +5,7 @@ sum g^2 dY^2 over tokens and rows: the diagonal of the Fisher information of the
 `coherent` one is the sum over texts of (sum g dY over a text's tokens and the sub-group's rows)^2: the Fisher information along
 the very change, which counts errors that add up over tokens and rows, as those of pruning do. Rows of embeddings, whose errors
 have nothing in common, are scored by the diagonal in both.
-Labels are drawn from the teacher's own predictions, so the scores do not vanish where the teacher fits its training labels.
+The gradient is that of the teacher's own predictions, so the scores do not vanish where it fits its training labels.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from autoquant.quantizers import CodebookQuantizer, Quantizer
 from autoquant.supernet.build import Supernet
 from autoquant.training.batches import Encoded
 
+SMALLEST_INFORMATION = 1e-12  # keeps a root where a class has no probability
 EMBEDDING_PRIOR_OCCURRENCES = 4.0  # how many average occurrences a token's own gradient is blended with
 
 
@@ -77,12 +78,24 @@ def squared_errors(supernet: Supernet) -> np.ndarray:
     return torch.cat(sums).numpy()
 
 
-def sampled_loss(logits: Tensor) -> Tensor:
-    """Negative log-likelihood, summed over the batch, of labels drawn from its predictions (unit Gaussian: regression)."""
+def fisher_loss(logits: Tensor) -> Tensor:
+    """A loss whose gradient g by a text's logits has E[g g^T] = the Fisher information of its predictions, summed over the batch.
+
+    For classes that is diag(p) - p p^T; g = L e with its Cholesky root L over all classes but the last and random signs e. With
+    two classes g^2 = p (1 - p) whatever the sign. Labels drawn from p would have the same expectation, but of a confident
+    teacher's texts only the few whose drawn label surprises would count. Regression (one output, unit Gaussian): g = e.
+    """
     if logits.shape[-1] == 1:
-        return 0.5 * (logits - logits.detach() - torch.randn_like(logits)).square().sum()
-    labels = torch.multinomial(functional.softmax(logits.detach(), dim=-1), 1)[:, 0]
-    return functional.cross_entropy(logits, labels, reduction="sum")
+        return (_signs(logits) * logits).sum()
+    p = functional.softmax(logits.detach().double(), dim=-1)[:, :-1]
+    root, _ = torch.linalg.cholesky_ex(torch.diag_embed(p + SMALLEST_INFORMATION) - p[:, :, None] * p[:, None])
+    gradient = (root @ _signs(p)[:, :, None])[:, :, 0].to(logits.dtype)
+    return (gradient * (logits[:, :-1] - logits[:, -1:])).sum()
+
+
+def _signs(like: Tensor) -> Tensor:
+    """Random -1 and 1."""
+    return torch.empty_like(like).bernoulli_(0.5).mul_(2).sub_(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +133,7 @@ def fisher_scores(
             batch.pop("labels")
             recorder.mask = batch["attention_mask"]
             model.zero_grad(set_to_none=True)
-            sampled_loss(model(**batch).logits.float()).backward()
+            fisher_loss(model(**batch).logits.float()).backward()
             bar.advance()
     model.zero_grad(set_to_none=True)
     recorder.remove()
@@ -207,7 +220,7 @@ class _Recorder:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             def collect(grad: Tensor) -> None:
                 # A position embedding may be looked up once for the whole batch: its gradient is then a sum over texts, whose
-                # square has the same expectation, since labels are drawn independently.
+                # square has the same expectation, since signs are drawn independently.
                 ids = inputs[0].expand(grad.shape[:-1]).flatten()
                 self.gradients[name].index_add_(0, ids, grad.detach().flatten(0, -2).square())
                 if name in self.occurrences:  # padding is looked up too, without a gradient: it does not count

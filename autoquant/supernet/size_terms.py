@@ -93,7 +93,7 @@ class PiecewiseLog(Stateless):
 
 @dataclass(frozen=True)
 class SoftBarrier(Stateless):
-    """BP-NAS (Yu et al. 2020): a barrier that is about zero inside the budget, steep outside, and a one-hot regulariser.
+    """BP-NAS (Yu et al. 2020): a barrier that grows towards the budget and is steep beyond it, and a one-hot regulariser.
 
     Barrier, with x = 1 - E[C] / V: -weight log x while x > eps, and that curve's tangent at eps beyond it, so that a search may
     start outside. Regulariser, "Prob-1": `one_hot` times the mean over sub-groups of prod_k (1 - p_k), which is 0 only where

@@ -20,7 +20,7 @@ from autoquant.core.progress import SilentProgress
 from autoquant.core.subgroup import Matrix, Partition
 from autoquant.quantizers import Midrise
 from autoquant.strategies import sensitivity
-from autoquant.strategies.sensitivity import fisher_scores, good_turing, quantisation_errors, sampled_loss
+from autoquant.strategies.sensitivity import fisher_loss, fisher_scores, good_turing, quantisation_errors
 from autoquant.training.batches import Encoded
 
 WIDTHS = (0, 2, 8)
@@ -69,16 +69,16 @@ def scores(
     return fisher_scores(model, BERT, table, QUANTIZER, scales, data, counts, seed, SilentProgress(), coherent).choices
 
 
-def drawn_labels(model: Tiny, data: Encoded, seed: int) -> list[dict[int, int]]:
-    """The label that each text is given, by batch."""
+def drawn_gradients(model: Tiny, data: Encoded, seed: int) -> list[dict[int, Tensor]]:
+    """The gradient by its logits that each text is given, by batch."""
     torch.manual_seed(seed)
-    labels = []
+    found = []
     for order in data.by_length(32):
-        logits = model(**data.collate(order)).logits.detach()
-        drawn = torch.multinomial(torch.softmax(logits, 1), 1)[:, 0]
-        labels.append(dict(zip(order.tolist(), drawn.tolist(), strict=True)))
-    assert len(labels) == 2
-    return labels
+        logits = model(**data.collate(order)).logits.detach().requires_grad_()
+        (gradients,) = torch.autograd.grad(fisher_loss(logits), logits)
+        found.append(dict(zip(order.tolist(), gradients, strict=True)))
+    assert len(found) == 2
+    return found
 
 
 COUNTS = np.array([0, 5, 4, 2, 1, 0])
@@ -89,12 +89,12 @@ def test_scores_of_a_linear_layer(problem: Any, coherent: bool) -> None:
     """Squared gradient times squared change, summed; coherent: their products summed over a text and a sub-group, squared."""
     model, table, scales, data = problem
     found = scores(problem, COUNTS, coherent=coherent)[table.slices()["hidden.weight"]]
-    (first, second), expected = drawn_labels(model, data, 7), np.zeros((2, 3))
-    for text, label in (first | second).items():
+    (first, second), expected = drawn_gradients(model, data, 7), np.zeros((2, 3))
+    for text, by_logits in (first | second).items():
         x = model.words(torch.from_numpy(data.ids[text])) + model.positions.weight[: len(data.ids[text])]
         y = model.hidden(x).detach().requires_grad_()
         logits = model.head(torch.tanh(y).sum(0))
-        (gradient,) = torch.autograd.grad(functional.cross_entropy(logits[None], torch.tensor([label])), y)
+        (gradient,) = torch.autograd.grad(logits, y, by_logits)
         added = np.zeros((2, 3))
         for row in range(3):
             weight = model.hidden.weight[[row]].detach()
@@ -111,12 +111,12 @@ def test_scores_of_a_linear_layer(problem: Any, coherent: bool) -> None:
 def token_gradients(model: Tiny, data: Encoded, seed: int) -> list[tuple[int, int, int, Tensor]]:
     """(batch, token, position, gradient [width]) of every real token."""
     found = []
-    for number, labels in enumerate(drawn_labels(model, data, seed)):
-        for text, label in labels.items():
+    for number, gradients in enumerate(drawn_gradients(model, data, seed)):
+        for text, by_logits in gradients.items():
             ids = data.ids[text]
             x = (model.words(torch.from_numpy(ids)) + model.positions.weight[: len(ids)]).detach().requires_grad_()
             logits = model.head(torch.tanh(model.hidden(x)).sum(0))
-            (gradient,) = torch.autograd.grad(functional.cross_entropy(logits[None], torch.tensor([label])), x)
+            (gradient,) = torch.autograd.grad(logits, x, by_logits)
             found += [(number, int(token), place, gradient[place]) for place, token in enumerate(ids)]
     return found
 
@@ -184,19 +184,36 @@ def test_quantisation_errors_of_no_bits_are_the_weights() -> None:
     torch.testing.assert_close(errors, torch.tensor([[[0.3, -0.6]], [[0.05, 0.15]], [[0.05, -0.1]]]))
 
 
-def test_labels_are_drawn_from_the_predictions() -> None:
-    """Their expected loss is the entropy: of logits 0 and ln 3 about 0.562."""
+def by_logits(logits: Tensor) -> Tensor:
     torch.manual_seed(0)
-    logits = torch.tensor([[0.0, np.log(3.0)]], dtype=torch.float32).expand(20_000, -1)
-    assert sampled_loss(logits).item() / 20_000 == pytest.approx(0.5623, abs=0.01)
+    logits = logits.clone().requires_grad_()
+    (gradients,) = torch.autograd.grad(fisher_loss(logits), logits)
+    return gradients
 
 
-def test_the_gradient_of_a_regression_is_unit_noise() -> None:
-    torch.manual_seed(0)
-    values = torch.zeros(20_000, 1, requires_grad=True)
-    (gradient,) = torch.autograd.grad(sampled_loss(values), values)
+def test_two_classes_have_their_information_in_every_single_gradient() -> None:
+    """Of logits 0 and ln 3: p (1 - p) = 3/16, whatever the sign; of a confident teacher too."""
+    gradients = by_logits(torch.tensor([[0.0, np.log(3.0)]] * 50, dtype=torch.float32))
+    torch.testing.assert_close(gradients.square(), torch.full((50, 2), 3 / 16))
+    torch.testing.assert_close(gradients.sum(1), torch.zeros(50))
+    assert len(gradients[:, 0].sign().unique()) == 2
+    confident = by_logits(torch.tensor([[0.0, 8.0], [0.0, 200.0]]))
+    assert confident[0, 0].square().item() == pytest.approx(np.exp(-8) / (1 + np.exp(-8)) ** 2, rel=1e-4)
+    assert confident[1].abs().max() < 1e-5
+
+
+@given(npst.arrays(np.float32, (1, 4), elements=st.floats(-4, 4, width=32)))
+def test_the_second_moment_is_the_fisher_information(logits: np.ndarray) -> None:
+    """diag(p) - p p^T, over many draws."""
+    gradients = by_logits(torch.from_numpy(logits).expand(20_000, -1))
+    p = torch.softmax(torch.from_numpy(logits)[0], 0)
+    torch.testing.assert_close(gradients.T @ gradients / 20_000, torch.diag(p) - torch.outer(p, p), atol=0.01, rtol=0.05)
+
+
+def test_the_gradient_of_a_regression_is_a_sign() -> None:
+    gradient = by_logits(torch.zeros(20_000, 1))
+    assert gradient.unique().tolist() == [-1.0, 1.0]
     assert gradient.mean().item() == pytest.approx(0.0, abs=0.03)
-    assert gradient.std().item() == pytest.approx(1.0, abs=0.03)
 
 
 def test_good_turing_by_hand() -> None:
@@ -233,7 +250,7 @@ def test_scores_of_units_are_the_squared_change_of_the_next_matrix(make_structur
     for kind, module in (("head", layer.attention.output.dense), ("ffn", layer.output.dense)):
         module.register_forward_hook(lambda m, x, y, kind=kind: seen.update({kind: (m, x[0].detach(), y)}) or y.retain_grad())
     torch.manual_seed(7)
-    sampled_loss(plain(**batch).logits).backward()
+    fisher_loss(plain(**batch).logits).backward()
     constants = {"head": layer.attention.self.value.bias, "ffn": functional.gelu(layer.intermediate.dense.bias)}
     for unit, score in zip(units, found, strict=True):
         if unit.layer == 1:

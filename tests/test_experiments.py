@@ -1,0 +1,88 @@
+"""The scripts behind the README's tables, on a tiny model: a cell is measured once, written whole, and not again."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+def script(name: str, *options: object) -> str:
+    command = [sys.executable, str(EXPERIMENTS / f"{name}.py"), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def module(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, loaded)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def test_mrem(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "results"
+    options = ["--data-dir", tiny_data, "--parts", "methods", "--tasks", "sst2", "--allocations", "2-2-8", "--seeds", 0]
+    options += ["--methods", "none", "--threads", 1, "--runs", tmp_path / "runs", "--results", results]
+    options += ["--teacher", f"sst2={tiny_classifier_dir}"]
+    assert script("mrem", *options).count("Cell ") == 1
+    (file,) = results.glob("*.json")
+    cell = json.loads(file.read_text())
+    assert file.name == "sst2-2-2-8-none-0steps-4modules-4096samples-linear-seed0.json"
+    assert 0 <= cell["metrics"]["accuracy"] <= 1
+    assert cell["file_bytes"] < cell["full_precision_bytes"]
+    assert cell["device"] == "cpu"
+    assert "Cell " not in script("mrem", *options)
+    assert script("mrem", *options, "--list").startswith("there")
+
+    tables = module("mrem_tables", monkeypatch)
+    monkeypatch.setattr(tables, "RESULTS", results)
+    value = f"{100 * cell['metrics']['accuracy']:.2f}"
+    assert f"| no reconstruction | {value} ({value} to {value}, n=1) | missing |" in tables.mrem_table()
+    assert "59 cells are missing" in tables.mrem_table()
+
+
+def test_a_table_of_mrem_does_not_mix_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = module("mrem_tables", monkeypatch)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    for number, teacher in enumerate(("a", "b")):
+        (tmp_path / f"{number}.json").write_text(json.dumps({"task": "sst2", "teacher_sha256": teacher, "data_sha256": {}}))
+    with pytest.raises(SystemExit, match="differ in teacher_sha256"):
+        tables.mrem_table()
+
+
+def test_compare(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
+    options = ["--data-dir", tiny_data, "--tasks", "sst2", "--methods", "uniform", "--seeds", 0, "--ratios", 6]
+    options += ["--model", tiny_classifier_dir, "--teacher", f"sst2={tiny_classifier_dir}", "--threads", 1]
+    options += ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    script("compare", *options)
+    (file,) = (tmp_path / "results" / "compare").glob("*.json")
+    head, row = (tmp_path / "results" / "compare.csv").read_text().splitlines()
+    assert head.startswith("task,method,budget_bytes,file_bytes,metric,seed")
+    assert row.startswith("sst2,uniform,")
+    made = file.stat().st_mtime_ns
+    script("compare", *options)
+    assert file.stat().st_mtime_ns == made
+    assert "there" in script("compare", *options, "--list")
+
+
+def test_ablation(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
+    options = ["--data-dir", tiny_data, "--rows", "recovery", "--ratios", 6, "--train-rows", 200, "--threads", 1]
+    options += ["--model", tiny_classifier_dir, "--teacher", tiny_classifier_dir]
+    options += ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    script("ablation", *options)
+    (file,) = (tmp_path / "results").rglob("*.json")
+    assert 0 <= json.loads(file.read_text())["metrics"]["accuracy"] <= 1
+    made = file.stat().st_mtime_ns
+    script("ablation", *options)
+    assert file.stat().st_mtime_ns == made
