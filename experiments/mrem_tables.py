@@ -100,7 +100,7 @@ def plot_mrem() -> None:
         rows = cells[cells.method == name].sort_values("seconds")
         figure.add_scatter(x=rows.seconds, y=rows.value, mode="lines+markers", name=METHODS[name])
     figure.add_hline(y=cells.full.iloc[0], line_dash="dot", annotation_text="full precision")
-    figure.update_xaxes(type="log", title="seconds of refinement")
+    figure.update_xaxes(type="log", title="seconds of refinement", tickvals=[25 * 2**n for n in range(8)])
     figure.update_yaxes(title="accuracy of the packed file (%)")
     figure.write_image(RESULTS / "curve.png", width=900, height=440, scale=2)
 
