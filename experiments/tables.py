@@ -83,7 +83,7 @@ def allocations() -> str:
 
 
 def ablation(folder: Path = RESULTS / "ablation") -> str:
-    """Row x task and ratio: mean and range of the metric on held-out training rows, bytes before repair, seconds."""
+    """Row x task and ratio: mean and range of the metric on held-out training rows; range of bytes before repair; seconds."""
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     for cell in cells:
         for key in ("teacher_sha256", "data_sha256"):
@@ -110,7 +110,7 @@ def ablation(folder: Path = RESULTS / "ablation") -> str:
         off = [c["derived_bytes"] / c["budget_bytes"] - 1 for c in own if c["derived_bytes"]]
         timed = [c for c in own if c["device"] == "cpu"]  # seconds of two kinds of machine do not compare
         spent = [f"{np.median([c['seconds'][k] for c in timed]):.0f}" if timed else "" for k in ("search", "recover")]
-        error = f"{100 * np.mean(off):+.1f} %" if off else ""
+        error = " to ".join(f"{100 * share:+.1f} %" for share in sorted({min(off), max(off)})) if off else ""
         lines.append(f"| {row.about} | {' | '.join(values)} | {error} | {' | '.join(spent)} |")
     full = {f"{c['task']} {100 * c['full_precision'][c['metric']]:.2f}" for c in measured}
     devices = Counter(cell["device"] for cell in measured)
