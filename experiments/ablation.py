@@ -4,9 +4,11 @@
     python experiments/ablation.py --data-dir glue --task mrpc --rows default gates --seeds 0 1 2
     python experiments/ablation.py --data-dir glue --rows rank --ratios 25            # 20 random allocations of one size
 
-Scored on training rows that no row has trained on (SST-2: the next 2,000 by hash after the 5,000; other tasks: a held-out tenth),
-so that choosing among rows reads no dev set; `--score dev` is for the before and after. Each cell writes
-`results/ablation/<cell>.json`; cells that are there are skipped. `python experiments/tables.py` makes the table.
+Scored on training rows that no row has trained on (SST-2: the next 10,000 by hash after the 5,000; other tasks: a held-out
+tenth), so that choosing among rows reads no dev set; `--score dev` is for the before and after. A given `--teacher` must not have
+trained on them either: what was made from the 5,000 by this script or `autoquant finetune` has not. Each cell writes
+`results/ablation/<cell>.json`, with its answers to every row; cells that are there are skipped. `python experiments/tables.py`
+makes the table.
 """
 
 from __future__ import annotations
@@ -28,19 +30,24 @@ import tyro
 from autoquant import method, pipeline
 from autoquant.assets import default_backbone
 from autoquant.core.cost import SizeBudget
+from autoquant.core.derive import derive
 from autoquant.core.progress import TerminalProgress
 from autoquant.core.run import RunDirectory, atomic_write_text, device_name, file_sha256, versions
 from autoquant.core.settings import Recipe, from_mapping, load_preset
 from autoquant.core.space import load_space
+from autoquant.pack.model import load_packed
 from autoquant.strategies import STRATEGIES, SearchResult
+from autoquant.strategies.dnas import prior_values, sensitivity_prior, trusting
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import load_glue
+from autoquant.tasks.metrics import answers, score
 from autoquant.training.batches import Encoded, encode
 from autoquant.training.distillation import distillation_loss
+from autoquant.training.evaluate import predict_logits
 from autoquant.workspace import Blueprint, Machine, Workspace
 
 RESULTS = Path(__file__).parent / "results" / "ablation"
-SCORED_ROWS, SCORED_SHARE = 2000, 0.1
+SCORED_ROWS, SCORED_SHARE = 10_000, 0.1
 RANDOM_ALLOCATIONS = 20
 
 
@@ -54,6 +61,8 @@ class Row:
     scale: str | None = None
     search_too: bool = False
     """Recovery takes the steps of a search, each of which is two training steps, besides its own."""
+    searched_by: str = ""
+    """The row whose search it derives from, with a `trust` of its own."""
 
     def recipe(self, preset: str) -> Recipe:
         settings = dataclasses.asdict(load_preset(preset))
@@ -80,6 +89,12 @@ ROWS: dict[str, Row] = {
     "knapsack": Row("- knapsack (argmax and repair)", {SEARCH: {"derive": "argmax"}}),
     "search": Row("- search (prior and knapsack alone)", strategy="fisher"),
     "recovery": Row("- recovery", {"recovery": {"steps": 0, "mrem_steps": 0}}),
+    # how much of what the search learned counts beside the prior
+    "trust-50": Row("half of what the search learned", {SEARCH: {"trust": 0.5}}, searched_by="default"),
+    "trust-25": Row("a quarter of it", {SEARCH: {"trust": 0.25}}, searched_by="default"),
+    "structure-trust-25": Row(
+        "structural gates, a quarter of it", {"space": "structured", SEARCH: {"trust": 0.25}}, searched_by="structure"
+    ),
     # size terms
     "piecewise-log": Row("AQ-BERT's piecewise log", {SEARCH: {"size_term": "piecewise_log"}}),
     "soft-barrier": Row(
@@ -132,6 +147,7 @@ class Options:
     max_length: int = 64
     runs: Path = Path("runs/ablation")
     threads: int = 2
+    precision: Literal["fp32", "bf16"] = "fp32"
     model: str | None = None
     """Bare encoder instead of the embedded one."""
     teacher: Path | None = None
@@ -177,11 +193,15 @@ def train_teacher(options: Options, data: TaskData) -> Path:
         recipe=load_preset(options.preset),
         run_dir=options.runs / f"{options.task}-teacher",
         max_length=options.max_length,
-        machine=Machine(threads=options.threads),
+        machine=machine(options),
         resume=True,
         progress=TerminalProgress(),
     )
     return folder
+
+
+def machine(options: Options) -> Machine:
+    return Machine(threads=options.threads, precision=options.precision)
 
 
 def cell_name(options: Options, row: str, ratio: float, seed: int) -> str:
@@ -207,56 +227,79 @@ def workspace(options: Options, data: TaskData, teacher: Path, name: str, recipe
         "teacher": file_sha256(teacher / "model.safetensors"),
         "max_length": options.max_length,
         "threads": options.threads,
+        "precision": options.precision,
         "seed": seed,
     }
     with RunDirectory.open(options.runs / name, settings, resume=True) as run:
-        yield Workspace(blueprint, run, TerminalProgress(), Machine(threads=options.threads), seed)
+        yield Workspace(blueprint, run, TerminalProgress(), machine(options), seed)
 
 
 def measure(options: Options, data: TaskData, teacher: Path, name: str, ratio: float, seed: int) -> None:
-    """Search, recover, pack and score one cell; the run directory goes when the cell is written, but for `default`'s."""
-    row, cell = ROWS[name], cell_name(options, name, ratio, seed)
-    recipe = row.recipe(options.preset)
-    with workspace(options, data, teacher, f"{cell}/{name}", recipe, seed) as shared:
-        shared.progress.say(f"Cell {cell}")
+    """Search, recover, pack and score one cell; its run directory goes then, but for those that other rows derive from."""
+    row, recipe = ROWS[name], ROWS[name].recipe(options.preset)
+    searcher = row.searched_by or name
+    folder = options.runs / cell_name(options, searcher, ratio, seed)
+    with workspace(options, data, teacher, f"{folder.name}/{searcher}", ROWS[searcher].recipe(options.preset), seed) as shared:
+        shared.progress.say(f"Cell {cell_name(options, name, ratio, seed)}")
         budget = SizeBudget.ratio(ratio, shared.blueprint.full_bytes())
-        result = shared.search(row.strategy, budget)
-        write_cell(options, shared, name, ratio, row.strategy, result, budget, cell, {})
-    if name != "default":
-        shutil.rmtree(options.runs / cell)
+        result, label = shared.search(row.strategy, budget), row.strategy
+        if row.searched_by:
+            result, label = derived_again(shared, result, budget, recipe.search.trust), name
+        write_cell(options, shared, Candidate(name, ratio, recipe, row.strategy, label, budget, result), {})
+    if searcher not in {"default", *(other.searched_by for other in ROWS.values())}:
+        shutil.rmtree(folder)
 
 
-def write_cell(
-    options: Options,
-    shared: Workspace,
-    name: str,
-    ratio: float,
-    label: str,
-    result: SearchResult,
-    budget: SizeBudget,
-    cell: str,
-    more: Mapping[str, Any],
-) -> None:
+def derived_again(shared: Workspace, result: SearchResult, budget: SizeBudget, trust: float) -> SearchResult:
+    """A finished search, derived with another trust than its own."""
+    problem = shared.problem(budget, "derive")
+    assert result.values is not None
+    strength, table = problem.search.prior_strength, problem.table
+    before = prior_values(sensitivity_prior(problem.sensitivity, table, budget.bytes, strength), table, strength)
+    values, removal = trusting(result.values, result.removal, before, trust / problem.search.trust)
+    allocation = derive(values, table, budget.bytes, removal).allocation
+    return dataclasses.replace(result, allocation=allocation, values=values, removal=removal)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """What is to be recovered and scored; `label` names its stages in the run."""
+
+    row: str
+    ratio: float
+    recipe: Recipe
+    strategy: str
+    label: str
+    budget: SizeBudget
+    result: SearchResult
+
+
+def write_cell(options: Options, shared: Workspace, candidate: Candidate, more: Mapping[str, Any]) -> None:
     """Recover and score an allocation, and write everything a table needs."""
-    blueprint, folder = shared.blueprint, shared.run.path / "cells" / cell
+    blueprint, result, label = shared.blueprint, candidate.result, candidate.label
+    task, cell = blueprint.data.task, cell_name(options, candidate.row, candidate.ratio, shared.seed)
+    folder, seconds = shared.run.path / "cells" / cell, shared.run.seconds
     scored: Encoded = encode(blueprint.source.tokenizer, blueprint.data.evaluation, blueprint.max_length)
-    built = method.build(shared, result, budget, label, folder)
-    metrics, seconds = method.measure(shared, folder, label, scored), shared.run.seconds()
+    built = method.build(shared, result, candidate.budget, label, folder)
+    logits = predict_logits(load_packed(folder).to(shared.context.device), scored, device=shared.context.device)
     content: dict[str, Any] = {
         "task": options.task,
-        "row": name,
-        "ratio": ratio,
+        "row": candidate.row,
+        "ratio": candidate.ratio,
         "seed": shared.seed,
         "scored": options.score,
-        "budget_bytes": budget.bytes,
+        "budget_bytes": candidate.budget.bytes,
         "file_bytes": built["file_bytes"],
         "derived_bytes": result.derived_bytes,
-        "metric": blueprint.data.task.metric,
-        "metrics": metrics,
-        "full_precision": method.evaluate(shared, shared.teacher, scored),
-        "seconds": {"search": seconds.get(f"search-{label}", 0.0), "recover": seconds[f"recover-{label}"]},
-        "recipe": dataclasses.asdict(blueprint.recipe),
+        "metric": task.metric,
+        "metrics": score(task.metrics, logits, scored.labels),
+        "answers": answers(logits).tolist(),
+        "labels": scored.labels.tolist(),
+        "full_precision": full_precision(options, shared, scored),
+        "seconds": {"search": seconds().get(f"search-{candidate.strategy}", 0.0), "recover": seconds()[f"recover-{label}"]},
+        "recipe": dataclasses.asdict(candidate.recipe),
         "scale": blueprint.space.scale,
+        "precision": options.precision,
         "teacher_sha256": shared.teacher_hash,
         "data_sha256": shared.data_hashes(),
         "allocation": result.allocation.to_json(),
@@ -264,7 +307,16 @@ def write_cell(
         "device": device_name(shared.context.device),
         **more,
     }
-    atomic_write_text(options.results / f"{cell}.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
+    atomic_write_text(options.results / f"{cell}.json", json.dumps(content, separators=(",", ":"), sort_keys=True) + "\n")
+
+
+def full_precision(options: Options, shared: Workspace, scored: Encoded) -> dict[str, float]:
+    """The teacher's metrics, measured once for all cells."""
+    file = options.runs / f"full-{shared.teacher_hash[:16]}-{shared.data_hashes()['evaluation'][:16]}.json"
+    if not file.exists():
+        atomic_write_text(file, json.dumps(method.evaluate(shared, shared.teacher, scored)))
+    found: dict[str, float] = json.loads(file.read_text())
+    return found
 
 
 # Does the supernet's loss say which allocation is better? -------------------------------------------------------------
@@ -285,8 +337,8 @@ def rank(options: Options, data: TaskData, teacher: Path, ratio: float, seed: in
             context = dataclasses.replace(problem.context, seed=1000 + index)
             result = STRATEGIES["random"].search(dataclasses.replace(problem, context=context))
             more = {"supernet_loss": held_out_loss(shared, result, searched)}
-            cell = cell_name(options, names[index], ratio, seed)
-            write_cell(options, shared, names[index], ratio, names[index], result, budget, cell, more)
+            recipe, name = shared.blueprint.recipe, names[index]
+            write_cell(options, shared, Candidate(name, ratio, recipe, "random", name, budget, result), more)
 
 
 @torch.no_grad()

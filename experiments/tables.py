@@ -24,6 +24,8 @@ from deployment_tables import deployment_table
 from mrem_tables import mrem_settings_table, mrem_table, plot_mrem
 from scipy.stats import spearmanr
 
+from autoquant.compare.bootstrap import paired_difference
+from autoquant.compare.table import difference_text
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.settings import Recipe, from_mapping
 
@@ -95,18 +97,16 @@ def ablation(folder: Path = RESULTS / "ablation") -> str:
         recipes = [from_mapping(Recipe, cell["recipe"], "cell") for cell in measured if cell["row"] == name]
         if any(recipe != recipes[0] for recipe in recipes):
             raise SystemExit(f"The ablation's cells of row {name} differ in recipe: measure the older ones again.")
-    columns = sorted({(cell["task"], cell["ratio"]) for cell in measured}, reverse=True)
-    lines = [
-        f"| | {' | '.join(f'{task} {ratio:g}x' for task, ratio in columns)} | before repair | search s | recovery s |",
-        f"|---{'|---' * len(columns)}|---|---|---|",
-    ]
+    columns = sorted({(cell["task"], cell["ratio"]) for cell in measured}, key=lambda column: (column[0] != "sst2", *column))
+    heads = [f"{task} {ratio:g}x | minus default" for task, ratio in columns]
+    lines = [f"| | {' | '.join(heads)} | before repair | search s | recovery s |", f"|---{'|---' * (2 * len(columns) + 3)}|"]
     missing: list[str] = []
     for name, row in ROWS.items():
         own = [cell for cell in measured if cell["row"] == name]
         if not own:
             missing.append(row.about)
             continue
-        values = [_spread([c for c in own if (c["task"], c["ratio"]) == column]) for column in columns]
+        values = [_against([c for c in measured if (c["task"], c["ratio"]) == column], name) for column in columns]
         off = [c["derived_bytes"] / c["budget_bytes"] - 1 for c in own if c["derived_bytes"]]
         timed = [c for c in own if c["device"] == "cpu"]  # seconds of two kinds of machine do not compare
         spent = [f"{np.median([c['seconds'][k] for c in timed]):.0f}" if timed else "" for k in ("search", "recover")]
@@ -118,6 +118,17 @@ def ablation(folder: Path = RESULTS / "ablation") -> str:
     notes[0] += f" {', '.join(f'{device} {count}' for device, count in sorted(devices.items()))}."
     notes += [f"No cells yet: {'; '.join(missing)}."] if missing else []
     return "\n".join([*lines, "", *notes, *_ranks(cells), *_stability(measured)])
+
+
+def _against(cells: list[dict[str, Any]], name: str) -> str:
+    """A row's metric, and its difference to `default` over the seeds that both have: two columns of one task and ratio."""
+    own, default = ({c["seed"]: c for c in cells if c["row"] == row} for row in (name, "default"))
+    value, seeds = _spread(list(own.values())), sorted(set(own) & set(default))
+    if name == "default" or not seeds:
+        return f"{value} |"
+    ours, theirs = (np.array([side[seed]["answers"] for seed in seeds]) for side in (own, default))
+    metric, labels = own[seeds[0]]["metric"], np.array(own[seeds[0]]["labels"])
+    return f"{value} | {difference_text(paired_difference(metric, ours, theirs, labels))}"
 
 
 def _spread(cells: list[dict[str, Any]]) -> str:

@@ -100,6 +100,8 @@ class SearchSettings:
     """Share of the steps before the temperature falls (N0)."""
     prior_strength: float = 4.0
     """Nats per bit-per-weight by which the sensitivity prior starts the logits; 0 starts from nothing."""
+    trust: float = 1.0
+    """Share (0 to 1) of what the logits learned beyond the prior that the knapsack follows; without a prior all of it."""
     size_term: Literal["augmented_lagrangian", "piecewise_log", "soft_barrier"] = "augmented_lagrangian"
     """How size enters what the architecture minimises (`supernet.size_terms`)."""
     penalty: float = 4.0
@@ -155,6 +157,7 @@ class SearchSettings:
         _check(0 <= self.warmup <= 1 and 0 <= self.anneal_after <= 1, "warmup and anneal-after are shares of the steps, 0 to 1.")
         smallest = min(self.penalty, self.penalty_rate, self.prior_strength, self.size_weight, self.one_hot_weight)
         _check(smallest >= 0, "penalty, penalty rate, size weight, one-hot weight and prior strength must not be negative.")
+        _check(0 <= self.trust <= 1, f"trust {self.trust} must lie between 0 and 1.")
         _check(0 < self.size_tolerance < 1, f"size tolerance {self.size_tolerance} must lie between 0 and 1.")
         _check(self.unrolled >= 0, f"unrolled {self.unrolled} must not be negative.")
         _check(self.temperature_start >= self.temperature_end > 0, "Temperatures must be positive and must not rise.")

@@ -96,6 +96,9 @@ class Dnas:
             start_from(supernet, prior)
         train_supernet(supernet, problem)
         values, removal = learned_values(supernet, settings.prior_strength, prior)
+        if prior is not None:
+            before = prior_values(prior, problem.table, settings.prior_strength)
+            values, removal = trusting(values, removal, before, settings.trust)
         likely, gone = supernet.most_probable()
         if settings.derive == "knapsack":
             derived = derive(values, problem.table, problem.budget.bytes, removal)
@@ -114,6 +117,26 @@ def learned_values(supernet: Supernet, strength: float, prior: Prior | None) -> 
         values += supernet.table.parameters[:, None] * prior.beyond
         removal = None if removal is None else removal - unit_parameters(supernet.table) * prior.units_beyond
     return values, removal
+
+
+def prior_values(prior: Prior, table: ChoiceTable, strength: float) -> tuple[np.ndarray, np.ndarray]:
+    """What every choice [N, K] and removal [U] was worth before a step was made, in the measure of `learned_values`."""
+    values = table.parameters[:, None] * (prior.choices + prior.beyond) + 8 * strength * table.bytes
+    removal = np.zeros(0) if table.removable is None else -unit_parameters(table) * (prior.units + prior.units_beyond)
+    return values, removal
+
+
+def trusting(
+    values: np.ndarray, removal: np.ndarray | None, before: tuple[np.ndarray, np.ndarray], trust: float
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values that moved only a share `trust` of the way from `before`, the prior's, to the learned ones.
+
+    What a few hundred noisy steps moved is partly chance: the best guess of a true value is its prior plus what was observed
+    beyond it times the observation's reliability (Kelley 1927).
+    """
+    start, start_removal = before
+    moved = np.subtract(values, start, out=np.zeros_like(start), where=np.isfinite(start))
+    return start + trust * moved, None if removal is None else start_removal + trust * (removal - start_removal)
 
 
 def _repaired(values: np.ndarray, table: ChoiceTable, likely: np.ndarray, gone: np.ndarray, budget_bytes: int) -> Derived:

@@ -14,7 +14,7 @@ from autoquant.core.allocate import allocate
 from autoquant.core.cost import ChoiceTable
 from autoquant.core.derive import derive, price
 from autoquant.strategies import STRATEGIES, Problem, SearchResult, Start, dnas
-from autoquant.strategies.dnas import Prior, learned_values, sensitivity_prior, start_from
+from autoquant.strategies.dnas import Prior, learned_values, prior_values, sensitivity_prior, start_from, trusting
 from autoquant.strategies.sensitivity import Sensitivity
 
 MakeProblem = Callable[..., Problem]
@@ -97,6 +97,35 @@ def test_a_search_that_learned_nothing_gives_the_sensitivity_knapsack_of_any_bud
     start_from(supernet, start)
     values, _ = learned_values(supernet, STRENGTH, start)
     np.testing.assert_array_equal(allocate(values, table, smaller), allocate(-sensitivity, table, smaller))
+
+
+def test_values_before_a_step_are_the_prior_s(make_problem: MakeProblem, make_structured: MakeProblem) -> None:
+    for problem in (make_problem(0.2), make_structured(0.2)):
+        start = sensitivity_prior(problem.sensitivity, problem.table, problem.budget.bytes, STRENGTH)
+        supernet = problem.make_supernet()
+        start_from(supernet, start)
+        values, removal = learned_values(supernet, STRENGTH, start)
+        expected, expected_removal = prior_values(start, problem.table, STRENGTH)
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-2)
+        if removal is not None:
+            np.testing.assert_allclose(removal, expected_removal, rtol=1e-4, atol=1e-2)
+
+
+def test_trust_by_hand() -> None:
+    """A quarter of the way from the prior's value to the learned one; what is not allowed stays so."""
+    before = np.array([[1.0, 4.0, -np.inf]]), np.array([2.0])
+    values, removal = trusting(np.array([[5.0, 0.0, -np.inf]]), np.array([4.0]), before, 0.25)
+    np.testing.assert_array_equal(values, [[2.0, 3.0, -np.inf]])
+    assert removal is not None
+    np.testing.assert_array_equal(removal, [2.5])
+    assert trusting(np.array([[5.0, 0.0, -np.inf]]), None, before, 0.25)[1] is None
+
+
+def test_without_trust_a_search_gives_the_sensitivity_knapsack(make_problem: MakeProblem) -> None:
+    moving = {"steps": 3, "warmup": 0.0, "architecture_learning_rate": 1.0}
+    doubting, trustful = (search(make_problem(0.2, trust=trust, **moving)) for trust in (0.0, 1.0))
+    assert doubting.allocation == fisher(make_problem(0.2))
+    assert trustful.allocation != doubting.allocation
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6])
