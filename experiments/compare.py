@@ -3,25 +3,32 @@
     python experiments/compare.py --data-dir glue                                   # everything, over days; resumable
     python experiments/compare.py --data-dir glue --tasks sst2 --methods qbert --seeds 0
     python experiments/compare.py --data-dir glue --list                            # the cells, and which are there
+    python experiments/compare.py --data-dir glue --matched                         # afterwards: ours at the recipes' own bytes
 
 SST-2 (5,000 training sentences) and MRPC at 64 tokens, the default backbone. Methods of MANY get three seeds, all others one;
 one search per task and seed serves both budgets where the method allows. Each cell is kept as soon as it is done in
 `results/compare/<cell>.json`, with its predictions; all of them as rows in `results/compare.csv`. Cells that are there are not
-measured again. `python experiments/tables.py` makes the README's table.
+measured again. Recipes that fix their own size have nobody beside them at their bytes: `--matched` gives the files of `uniform`
+and `default` as many, in `results/compare-matched/`. `python experiments/tables.py` makes the README's table.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from autoquant.assets import default_backbone
-from autoquant.compare.cells import read_cells, write_csv
+from autoquant.compare.cells import Cell, read_cells, write_csv
 from autoquant.compare.methods import resolve_methods
 from autoquant.compare.run import compare
+from autoquant.compare.table import size_text
 from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import RunError
 from autoquant.core.progress import TerminalProgress
@@ -33,10 +40,10 @@ from autoquant.tasks.load import load_glue
 from autoquant.workspace import Blueprint, Machine
 
 RESULTS = Path(__file__).parent / "results"
-CELLS, CSV = RESULTS / "compare", RESULTS / "compare.csv"
+CELLS, CSV, MATCHED = RESULTS / "compare", RESULTS / "compare.csv", RESULTS / "compare-matched"
 MANY, MANY_SEEDS = ("uniform", "random", "reversed", "fisher", "qbert", "default"), (0, 1, 2)
 TASKS, RATIOS = ("sst2", "mrpc"), (15.0, 25.0)
-QUANTIZERS = {path.stem: path for path in sorted((Path(__file__).parent / "quantizers").glob("*.toml"))}
+RECIPES = {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
 NOT_MEASURED = ("quick",)  # `default` with fewer steps
 
 
@@ -62,6 +69,9 @@ class Options:
     threads: int = 2
     results: Path = RESULTS
     """Where compare/<cell>.json and compare.csv are kept."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    matched: bool = False
+    """Measure `uniform` and `default` at the bytes of the recipes that fix their own size, once these are there."""
     list: bool = False
     """Only say which cells are there."""
 
@@ -69,13 +79,13 @@ class Options:
 def planned() -> list[tuple[str, tuple[int, ...]]]:
     """Methods with their seeds: those of MANY first."""
     names = [method.name for method in resolve_methods(["all"], load_preset("default"))]
-    others = [*(name for name in names if name not in (*MANY, *NOT_MEASURED)), *QUANTIZERS]
+    others = [*(name for name in names if name not in (*MANY, *NOT_MEASURED)), *RECIPES]
     return [*((name, MANY_SEEDS) for name in MANY), *((name, MANY_SEEDS[:1]) for name in others)]
 
 
 def argument(name: str) -> str:
-    """A method as `compare` takes it: quantizers are presets of this folder."""
-    return str(QUANTIZERS.get(name, name))
+    """A method as `compare` takes it: some are presets of the folder recipes/."""
+    return str(RECIPES.get(name, name))
 
 
 def asked(options: Options, seed: int) -> list[str]:
@@ -89,36 +99,62 @@ def main() -> None:
     for task in options.tasks:
         data = load_glue(task, options.data_dir)
         data = dataclasses.replace(data, train=data.train.subsample(options.train_rows))
+        if options.matched:
+            measure_matched(options, data)
+            continue
         for seed in options.seeds:
             if options.list:
                 show(options, data, seed)
             elif asked(options, seed):
-                measure(options, data, seed)
+                budgets = list(map(ratio_budget, options.ratios))
+                measure(options, data, budgets, asked(options, seed), seed, options.runs / data.task.name, CELLS.name)
+                write_csv(read_cells(options.results / CELLS.name), options.results / CSV.name)
 
 
-def measure(options: Options, data: TaskData, seed: int) -> None:
+def measure(
+    options: Options, data: TaskData, budgets: Sequence[Budget], methods: Sequence[str], seed: int, runs: Path, results: str
+) -> None:
     """Every missing cell of a task and seed; those that failed are said at the end, and tried again next time."""
-    cells, progress = options.results / CELLS.name, TerminalProgress()
-    teachers = dict(entry.split("=", 1) for entry in options.teacher)
+    teachers, progress = dict(entry.split("=", 1) for entry in options.teacher), TerminalProgress()
     try:
         compare(
             options.model,
             data,
-            budgets=list(map(ratio_budget, options.ratios)),
-            methods=list(map(argument, asked(options, seed))),
+            budgets=budgets,
+            methods=list(map(argument, methods)),
             seeds=[seed],
             recipe=load_preset(options.preset),
-            run_dir=options.runs / data.task.name,
+            run_dir=runs,
             max_length=options.max_length,
-            machine=Machine(threads=options.threads),
+            machine=Machine(threads=options.threads, precision=options.precision),
             resume=True,
             progress=progress,
-            results=cells,
+            results=options.results / results,
             teacher=teachers.get(data.task.name),
         )
     except RunError as error:
         progress.say(str(error))
-    write_csv(read_cells(cells), options.results / CSV.name)
+
+
+def measure_matched(options: Options, data: TaskData) -> None:
+    """Ours at the bytes of every recipe of its own size that there is a cell of; one search serves them all."""
+    cells = read_cells(options.results / CELLS.name)
+    sizes = own_sizes([cell for cell in cells if cell.task == data.task.name])
+    if not sizes:
+        raise SystemExit(f"No cells yet of recipes that fix their own size on {data.task.name}: measure these first.")
+    key = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:8]
+    runs = options.runs / f"{data.task.name}-matched-{key}"
+    measure(options, data, [SizeBudget(size) for size in sizes], ("uniform", "default"), 0, runs, MATCHED.name)
+
+
+def own_sizes(cells: Sequence[Cell]) -> list[int]:
+    """Their files' bytes, ascending; of those that are the same to four digits the smallest."""
+    found: dict[str, int] = {}
+    for cell in cells:
+        if cell.own_size:
+            text = size_text(cell.file_bytes)
+            found[text] = min(cell.file_bytes, found.get(text, cell.file_bytes))
+    return sorted(found.values())
 
 
 def ratio_budget(ratio: float) -> Budget:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from autoquant.compare.cells import Cell, read_cells
 from autoquant.compare.table import NOTE, markdown, points, size_text, task_tables, title
-from compare import CELLS, RATIOS, RESULTS, TASKS, planned
+from compare import CELLS, MATCHED, RATIOS, RESULTS, TASKS, planned
 
 PEERS = RESULTS / "peers"
 
@@ -16,10 +16,10 @@ def compare_table() -> str:
     cells = read_cells(CELLS)
     if not cells:
         return "No cells yet: run `python experiments/compare.py --data-dir glue`."
-    parts = []
+    parts, matched = [], read_cells(MATCHED)
     for task in TASKS:
-        own = [cell for cell in cells if cell.task == task]
-        parts += [f"**{title(own)}**", *task_tables(own)] if own else []
+        own, beside = ([cell for cell in some if cell.task == task] for some in (cells, matched))
+        parts += [f"**{title(own)}**", *task_tables(own, beside)] if own else []
     return "\n\n".join([*parts, f"{NOTE} {_missing(cells)}"])
 
 
@@ -32,7 +32,10 @@ def _missing(cells: Sequence[Cell]) -> str:
 
 
 def linears_table() -> str:
-    """Only the linear layers: each tool beside ours at the same bytes there, whose embeddings are at 8 bits."""
+    """Only the linear layers: each tool beside ours at the same bytes there, whose embeddings are at 8 bits.
+
+    Seconds of ours contain the calibration, as the tools' do.
+    """
     peers = _peers()
     if not peers:
         return "No cells yet: run `python experiments/peers/run.py --data-dir glue --teacher DIR`."
@@ -81,4 +84,5 @@ def _heads() -> list[str]:
 
 
 def _numbers(cell: Cell) -> list[str]:
-    return [cell.task, points(cell.full_precision), points(cell.metric), f"{cell.seconds:.0f}", f"{cell.peak_mib:.0f}"]
+    spent = cell.seconds + cell.calibration_seconds
+    return [cell.task, points(cell.full_precision), points(cell.metric), f"{spent:.0f}", f"{cell.peak_mib:.0f}"]

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from comparisons import small_cell
+
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
@@ -74,6 +76,14 @@ def test_compare(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> 
     script("compare", *options)
     assert file.stat().st_mtime_ns == made
     assert "there" in script("compare", *options, "--list")
+
+
+def test_ours_is_measured_at_the_sizes_of_recipes_that_fix_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    compare = module("compare", monkeypatch)
+    files = (2_000_000, 2_000_010, 5_000_000)  # the first two are the same to four digits
+    cells = [small_cell(f"fixed-{size}", file_bytes=size, own_size=True) for size in reversed(files)]
+    assert compare.own_sizes([small_cell(file_bytes=3_000_000), *cells]) == [2_000_000, 5_000_000]
+    assert "optuna-nsga2" in dict(compare.planned())
 
 
 def test_ablation(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:

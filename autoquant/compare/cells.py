@@ -37,7 +37,7 @@ class Cell:
     task: str
     method: str
     budget_bytes: int
-    """In what was counted: the whole file, or the encoder."""
+    """In bytes of what `budget_counts` says."""
     file_bytes: int
     """Of the packed model.safetensors."""
     metric: float
@@ -68,6 +68,12 @@ class Cell:
     """What it was computed on: seconds of two devices do not compare."""
     own_size: bool = False
     """Whether its recipe fixes the size; the budget is then the recipe's, in what the recipe counts."""
+    budget_counts: str = "file"
+    """What the budget counts: file, encoder (codes and scales) or codes (of the encoder, alone)."""
+    calibration_seconds: float = 0.0
+    """Of scales and sensitivities, where another tool's time includes its own; cells that share them have the same."""
+    precision: str = "fp32"
+    """In which products were computed while training: cells of two precisions do not compare in seconds."""
 
     @property
     def answers(self) -> np.ndarray:

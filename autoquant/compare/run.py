@@ -34,7 +34,7 @@ from autoquant.tasks.metrics import answers
 from autoquant.workspace import Blueprint, Machine
 
 TEACHER_SEED = 0
-OWN_STAGES = ("search", "recover", "pack")
+OWN_STAGES, CALIBRATION = ("search", "recover", "pack"), "calibrate"
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,9 @@ class Bench:
             versions=versions(),
             device=device_name(self.machine.torch_device()),
             own_size=task.own_size,
+            budget_counts=task.budget.count,
+            calibration_seconds=sum(source.get(CALIBRATION, 0.0) for source in seconds),
+            precision=self.machine.precision,
         )
 
 

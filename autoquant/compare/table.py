@@ -126,12 +126,33 @@ def wide_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
     return [*columns, "seconds", "peak MiB"], [top, *(_wide_row(name, rows, sizes) for name, rows in ranked)]
 
 
-def own_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
-    """One task's cells of recipes that fix their own size, smallest file first."""
-    rows = sorted((row for row in summarise(cells) if row.own_size), key=lambda row: row.file_bytes)
-    columns = ["recipe of its own size", "seeds", "MiB", "metric", "seconds", "peak MiB"]
-    texts = [[r.method, str(r.seeds), size_text(r.file_bytes), f"{points(r.mean)}{_spread(r)}"] for r in rows]
-    return columns, [[*text, f"{row.seconds:.0f}", f"{row.peak_mib:.0f}"] for text, row in zip(texts, rows, strict=True)]
+def own_table(cells: Sequence[Cell], matched: Sequence[Cell] = ()) -> tuple[list[str], list[list[str]]]:
+    """One task's cells of recipes that fix their own size, smallest file first.
+
+    `matched`: cells of other methods under budgets of these sizes; each gets a column, of the largest that is no larger.
+    """
+    beside = {name: [cell for cell in matched if cell.method == name] for name in sorted({cell.method for cell in matched})}
+    columns = ["recipe of its own size", "seeds", "MiB", "metric"]
+    for name in beside:
+        columns += [f"{name} at its bytes", f"minus {name} [95 %]"]
+    rows = []
+    for row in sorted((row for row in summarise(cells) if row.own_size), key=lambda row: row.file_bytes):
+        own = [cell for cell in cells if cell.own_size and (cell.method, cell.budget_bytes) == (row.method, row.budget_bytes)]
+        text = [row.method, str(row.seeds), size_text(row.file_bytes), f"{points(row.mean)}{_spread(row)}"]
+        for others in beside.values():
+            text += _beside(own, others)
+        rows.append([*text, f"{row.seconds:.0f}", f"{row.peak_mib:.0f}"])
+    return [*columns, "seconds", "peak MiB"], rows
+
+
+def _beside(own: Sequence[Cell], others: Sequence[Cell]) -> list[str]:
+    """The metric of the largest of `others` that is no larger than the smallest of `own`, and the difference to it."""
+    smallest = min(cell.file_bytes for cell in own)
+    size = max((c.budget_bytes for c in others if c.budget_bytes <= smallest), default=0)
+    near = [c for c in others if c.budget_bytes == size and size > FULL_SHARE * smallest]
+    if not near:
+        return ["", ""]
+    return [points(float(np.mean([cell.metric for cell in near]))), difference_text(against(own, near))]
 
 
 def _wide_row(method: str, rows: dict[int, Summary], sizes: Sequence[int]) -> list[str]:
@@ -163,11 +184,11 @@ def title(cells: Sequence[Cell]) -> str:
     return f"{cells[0].task}, {cells[0].metric_name}"
 
 
-def task_tables(cells: Sequence[Cell]) -> list[str]:
+def task_tables(cells: Sequence[Cell], matched: Sequence[Cell] = ()) -> list[str]:
     """One task's tables in Markdown: under the budgets, then of recipes that fix their own size; those that have rows."""
     fixed = any(cell.own_size for cell in cells)
     shared = any(not cell.own_size for cell in cells)
-    return [*([markdown(*wide_table(cells))] if shared else []), *([markdown(*own_table(cells))] if fixed else [])]
+    return [*([markdown(*wide_table(cells))] if shared else []), *([markdown(*own_table(cells, matched))] if fixed else [])]
 
 
 def report(cells: Sequence[Cell]) -> str:

@@ -235,6 +235,7 @@ def test_what_no_allocation_meets_is_left_out_and_a_fixed_size_is_measured_once(
     assert cells["wide"].budget_bytes == int(0.04 * 2**20)
     assert not cells["wide"].own_size
     assert cells["fixed"].own_size
+    assert all(cell.budget_counts == "file" and cell.calibration_seconds > 0 for cell in cells.values())
     assert cells["fixed"].budget_bytes == cells["fixed"].file_bytes
     assert "| fixed | 1 |" in (tmp_path / "run" / "compare.md").read_text("utf-8")
 

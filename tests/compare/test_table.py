@@ -84,6 +84,22 @@ def test_recipes_of_their_own_size_have_a_table_of_their_own() -> None:
     assert "minus uniform [95 %]" not in report([fixed])
 
 
+def test_recipes_of_their_own_size_stand_beside_the_largest_file_that_is_no_larger() -> None:
+    fixed = [small_cell(name, 0, RIGHT, own_size=True, file_bytes=size) for name, size in (("gobo-3-4-32", 1000), ("tiny", 10))]
+    sizes = {"fisher": (990, 1001), "uniform": (960,)}
+    matched = [
+        small_cell(name, 0, TWO if size == 990 else RIGHT, budget_bytes=size, file_bytes=size)
+        for name, some in sizes.items()
+        for size in some
+    ]
+    columns, (tiny, gobo) = own_table([*fixed, *matched], matched)
+    assert columns[4:8] == ["fisher at its bytes", "minus fisher [95 %]", "uniform at its bytes", "minus uniform [95 %]"]
+    assert tiny[4:8] == ["", "", "", ""]
+    assert gobo[4] == "50.00"  # the file of 990 bytes; that of 1,001 would be larger
+    assert gobo[5].startswith("+50.00 [")
+    assert gobo[6:8] == ["", ""]  # 960 bytes are too few to compare
+
+
 def test_markdown() -> None:
     assert markdown(["a", "b"], [["x", "1"]]) == "| a | b |\n|---|---:|\n| x | 1 |"
     text = report([small_cell(file_bytes=2**21), small_cell(task="mrpc", file_bytes=2**21)])
