@@ -122,6 +122,7 @@ ROWS: dict[str, Row] = {
     "short": Row("100 search steps", {SEARCH: {"steps": 100}}),
     "long": Row("600 search steps", {SEARCH: {"steps": 600}}),
     "hard": Row("hard sampling", {SEARCH: {"sampling": "hard"}}),
+    "soft-weights": Row("weight steps under the relaxed mixture", {SEARCH: {"weight_sampling": "soft"}}),
     "second-order": Row("second order", {SEARCH: {"unrolled": 1e-4}}),
     "continue": Row("recovery goes on from the searched weights", {"recovery": {"start": "search"}}),
     # sensitivities and recovery

@@ -37,6 +37,7 @@ def test_what_the_paper_says_is_what_the_preset_does() -> None:
     losses = recipe.distillation
     assert (losses.cross_entropy, losses.logits, losses.hidden) == (1.0, 0.0, 0.0)
     search = recipe.search
+    assert (search.sampling, search.weight_sampling) == ("soft", "soft")
     chosen = search.size_term, search.zero, search.derive, search.schedule, search.bilevel, search.prior_strength
     assert chosen == ("piecewise_log", "softmax", "argmax", "exponential", True, 0.0)
     assert (search.weight_learning_rate, search.architecture_learning_rate, search.architecture_optimizer) == (2e-5, 0.1, "sgd")

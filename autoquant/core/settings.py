@@ -91,6 +91,8 @@ class SearchSettings:
     """Weight of the hidden-state term in what the architecture minimises; the weights keep `distillation.hidden`."""
     sampling: Literal["soft", "hard"] = "soft"
     """What architecture steps mix: the relaxed sample, or its one-hot with straight-through gradient."""
+    weight_sampling: Literal["soft", "hard"] = "hard"
+    """What weight steps run under: one sampled width per sub-group, or the slower relaxed mixture of all (AQ-BERT)."""
     schedule: Literal["exponential", "linear", "cosine"] = "exponential"
     temperature_start: float = 1.0
     temperature_end: float = 0.2

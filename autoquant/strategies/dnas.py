@@ -192,13 +192,15 @@ class Bilevel:
 
     def step(self, number: int) -> dict[str, float]:
         temperature = self.controller.temperature(number)
-        values = {"loss": self._step_weights(number), "temperature": temperature}
+        values = {"loss": self._step_weights(number, temperature), "temperature": temperature}
         if self.controller.bits_open(number):
             values |= self._step_bits(number, temperature)
         return values
 
-    def _step_weights(self, number: int) -> float:
-        self.supernet.use_sample()
+    def _step_weights(self, number: int, temperature: float) -> float:
+        self.supernet.use_sample()  # in any case: the size terms look at it
+        if self.problem.search.weight_sampling == "soft":
+            self.supernet.use_mixture(temperature, hard=False)
         loss = self._loss(self.train, self.train_order.indices(number), self.problem.distillation)
         loss.backward()
         self.weights.step()

@@ -276,6 +276,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"size_term": "soft_barrier", "one_hot_weight": 0.1},
     {"zero": "softmax"},
     {"zero": "softmax", "sampling": "hard", "prior_strength": 0.0},
+    {"weight_sampling": "soft"},
     {"bilevel": False},
     {"unrolled": 1e-3},
     {"derive": "argmax"},
