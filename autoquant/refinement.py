@@ -19,7 +19,7 @@ from autoquant.pipeline import RunResult, check_applies, check_run, finish, reco
 from autoquant.refine.mrem_parallel import first_rank_is_done, result_stage, torchrun_rank
 from autoquant.strategies import SearchResult
 from autoquant.tasks.data import TaskData
-from autoquant.workspace import Blueprint, Machine, Workspace
+from autoquant.workspace import Blueprint, Machine, Workspace, estimate_refinement
 
 WIDTHS, ACTIVATION_WIDTHS = (2, 3, 4, 8), (4, 8, 32)
 
@@ -115,6 +115,7 @@ def refine(
     defaults, expected = {"recovery": dataclasses.asdict(RECONSTRUCTION)}, 6 * plan.blueprint.full_bytes()
     with RunDirectory.open(run_path, settings, resume, expected, defaults) as run:
         workspace = Workspace(plan.blueprint, run, progress, machine, plan.seed)
+        progress.plan(estimate_refinement(plan.blueprint, plan.name))
         done = rank is not None and _parallel_is_done(run, recovery, plan.name, rank)
         if rank:
             if not done:

@@ -30,7 +30,7 @@ from autoquant.core.errors import RunError, SpaceError
 from autoquant.core.memory import watched_memory
 from autoquant.core.progress import Progress
 from autoquant.core.run import RunDirectory, disk_errors, file_sha256
-from autoquant.core.settings import Recipe, RecoverySettings, SearchSettings, StudentSettings
+from autoquant.core.settings import Recipe, SearchSettings, StudentSettings
 from autoquant.core.space import SearchSpace, load_space
 from autoquant.core.structure import pick_units
 from autoquant.core.subgroup import Partition
@@ -261,29 +261,45 @@ def check_strategies(names: Sequence[str]) -> None:
 
 def estimate_stages(blueprint: Blueprint, strategy: str, controls: Sequence[str]) -> list[tuple[str, float]]:
     """Stages of a run as the progress display names them, with seconds on two cores."""
-    recipe, rows = blueprint.recipe, len(blueprint.train)
-    tokens = sum(len(ids) for ids in blueprint.train.ids) / rows * 1.15  # padding
-    encoder = sum(p.matrix.parameters for p in blueprint.byte_model.partitions if p.matrix.layer is not None)
-    forward = 2 * encoder * tokens / operations_a_second(longest(blueprint.train))  # seconds a text
-    step = 32 * 3 * forward + 0.06
-    teacher = recipe.teacher.epochs * rows * (1 - recipe.search.held_out) * 3.6 * forward
-    student = [("Student", step * recipe.student.steps)] if recipe.student.keep_every > 1 else []
-    stages = [("Teacher", teacher), *student]
-    methods, recovery = (strategy, *controls), recipe.recovery
     if blueprint.only_allocation is not None:  # there is nothing to search, and no control would differ
-        return stages + _estimate_recovery(strategy, recovery, step)
-    stages += [("Sensitivity", 25.0), ("Teacher outputs", rows * forward)]
-    layers = len({p.matrix.layer for p in blueprint.byte_model.partitions})
+        return estimate_refinement(blueprint, strategy)
+    recipe, (forward, step) = blueprint.recipe, _seconds(blueprint)
+    stages = _estimate_teacher(blueprint)
+    stages += [("Sensitivity", 25.0), ("Teacher outputs", len(blueprint.train) * forward)]
+    methods, layers = (strategy, *controls), len({p.matrix.layer for p in blueprint.byte_model.partitions})
     searches = [_estimate_search(method, recipe.search, step, layers) for method in methods]
     stages += [stage for stage in searches if stage[1]]
-    return stages + [stage for method in methods for stage in _estimate_recovery(method, recovery, step)]
+    return stages + [stage for method in methods for stage in _estimate_recovery(method, blueprint)]
 
 
-def _estimate_recovery(method: str, settings: RecoverySettings, step: float) -> list[tuple[str, float]]:
-    """Title and seconds of a method's training and reconstruction; `step`: seconds of a training step on 32 texts."""
+def estimate_refinement(blueprint: Blueprint, method: str) -> list[tuple[str, float]]:
+    """The same of a run whose bits are known."""
+    return _estimate_teacher(blueprint) + _estimate_recovery(method, blueprint)
+
+
+def _seconds(blueprint: Blueprint) -> tuple[float, float]:
+    """Seconds of a text's forward pass, and of a training step on 32 texts."""
+    tokens = sum(len(ids) for ids in blueprint.train.ids) / len(blueprint.train) * 1.15  # padding
+    encoder = sum(p.matrix.parameters for p in blueprint.byte_model.partitions if p.matrix.layer is not None)
+    forward = 2 * encoder * tokens / operations_a_second(longest(blueprint.train))
+    return forward, 32 * 3 * forward + 0.06
+
+
+def _estimate_teacher(blueprint: Blueprint) -> list[tuple[str, float]]:
+    recipe, (forward, step) = blueprint.recipe, _seconds(blueprint)
+    teacher = recipe.teacher.epochs * len(blueprint.train) * (1 - recipe.search.held_out) * 3.6 * forward
+    student = [("Student", step * recipe.student.steps)] if recipe.student.keep_every > 1 else []
+    return [("Teacher", teacher), *student]
+
+
+def _estimate_recovery(method: str, blueprint: Blueprint) -> list[tuple[str, float]]:
+    """Title and seconds of a method's training and reconstruction."""
+    settings, (_, step) = blueprint.recipe.recovery, _seconds(blueprint)
     # a step of reconstruction runs the layers before its module forwards, and its own module both ways
-    reconstruction = 0.6 * step * settings.mrem_steps * settings.mrem_modules
-    stages = [(f"Recover {method}", step * settings.steps), ("Reconstruct", reconstruction)]
+    modules = 0.6 * settings.mrem_modules
+    linear = sum(p.matrix.layer is not None for p in blueprint.byte_model.partitions)
+    share = {"mrem-s": modules, "mrem-p": modules / 2, "layer-wise": 0.08 * linear}[settings.reconstruction]
+    stages = [(f"Recover {method}", step * settings.steps), ("Reconstruct", share * step * settings.mrem_steps)]
     return [stage for stage in stages if stage[1]]
 
 

@@ -114,7 +114,7 @@ class Options:
     seeds: tuple[int, ...] = SEEDS
     train_rows: int = 5000
     max_length: int = 64
-    threads: int = 2
+    threads: int = 1
     runs: Path = Path("runs/mrem")
     results: Path = RESULTS
     teacher: tuple[str, ...] = ()

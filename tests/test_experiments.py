@@ -54,6 +54,13 @@ def test_mrem(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path, monkey
     assert "59 cells are missing" in tables.mrem_table()
 
 
+def test_the_ideal_of_two_modules_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 steps of 1 s and of 2 s: 300 s in turns; at once the second begins after 10 of the first, and is last."""
+    ideal = module("bench_mrem", monkeypatch).ideal_speedup
+    assert ideal([1.0, 2.0], steps=100, fill=10) == pytest.approx(300 / 210)
+    assert ideal([2.0, 1.0], steps=100, fill=10) == pytest.approx(300 / 200)
+
+
 def test_a_table_of_mrem_does_not_mix_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = module("mrem_tables", monkeypatch)
     monkeypatch.setattr(tables, "RESULTS", tmp_path)

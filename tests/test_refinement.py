@@ -16,6 +16,7 @@ import torch
 
 from autoquant import cli
 from autoquant.core.errors import SpaceError
+from autoquant.core.settings import RECONSTRUCTION
 from autoquant.export.manifest import manifest_allocation, read_manifest
 from autoquant.pack.checkpoint import read_packed
 from autoquant.pack.model import load_packed
@@ -64,6 +65,10 @@ def test_uniform_bits_end_to_end(tiny_classifier_dir: Path, tiny_data: Path, tmp
     modules = json.loads((tmp_path / "run" / "run.json").read_text())["modules"]
     assert [module["layers"] for module in modules] == [[0, 1], [1, 2]]
     assert len(log_of(tmp_path / "run")) == 12
+    card = (folder / "README.md").read_text("utf-8")
+    assert f"every weight has the bits that its name says ({bits})" in card
+    ranges = f"rounded to {activations} bits in learned ranges; to ONNX it exports with `--tail fp32` only"
+    assert (ranges in card) == (activations < 32)
 
 
 def test_two_bits_are_three_values(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
@@ -161,6 +166,9 @@ def test_torchrun_starts_the_processes_too(tiny_classifier_dir: Path, tiny_data:
     assert_ended_well(torchrun(command, "--nproc-per-node", "2", "--standalone"))
     assert metrics_of(tmp_path / "run")["bytes"]["file"] == (tmp_path / "run" / "model" / "model.safetensors").stat().st_size
     assert not (tmp_path / "run" / "rank1" / "model").exists()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    for number in (0, 1):  # the second module's losses came with its weights
+        assert [line["step"] for line in lines if line.get("module") == number] == list(range(6))
     # the first process has its result: no other waits for a worker of it
     assert_ended_well(torchrun([*command, "--resume"], "--nproc-per-node", "2", "--standalone"))
 
@@ -173,6 +181,11 @@ def test_torchrun_on_two_machines(tiny_classifier_dir: Path, tiny_data: Path, tm
     finished = [tmp_path / name for name in ("one", "two") if (tmp_path / name / "metrics.json").exists()]
     assert len(finished) == 1  # where the first process ran
     assert (finished[0] / "model" / "model.safetensors").stat().st_size == metrics_of(finished[0])["bytes"]["file"]
+
+
+def test_the_papers_numbers_are_the_defaults() -> None:
+    assert (RECONSTRUCTION.mrem_samples, RECONSTRUCTION.mrem_steps, RECONSTRUCTION.mrem_modules) == (4096, 2000, 4)
+    assert (RECONSTRUCTION.reconstruction, RECONSTRUCTION.teacher_forcing, RECONSTRUCTION.steps) == ("mrem-s", "linear", 0)
 
 
 def test_bits_that_mean_nothing_are_refused() -> None:

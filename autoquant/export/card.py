@@ -99,9 +99,8 @@ def _body(config: Mapping[str, Any], metrics: Mapping[str, Any], base_model: str
     origin = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"A {config['model_type']} model"
     parts = [
         f"# {_name(metrics, base_model)}",
-        f"{origin}, fine-tuned for `{metrics['task']}` and packed by autoquant: the bits of every group of weights were chosen "
-        f"under a budget of {metrics['bytes']['budget']:,} bytes ({metrics['bytes']['count']}). Texts are read up to "
-        f"{settings['max_length']} tokens.",
+        f"{origin}, fine-tuned for `{metrics['task']}` and packed by autoquant: {_bits(metrics)} Texts are read up to "
+        f"{settings['max_length']} tokens.{_activations(settings)}",
         _table(metrics),
         _measured_on(metrics),
         "## Load",
@@ -111,6 +110,23 @@ def _body(config: Mapping[str, Any], metrics: Mapping[str, Any], base_model: str
         _hashes(metrics),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _bits(metrics: Mapping[str, Any]) -> str:
+    if metrics["strategy"].startswith("uniform-"):
+        return f"every weight has the bits that its name says ({metrics['strategy'].removeprefix('uniform-')})."
+    size = metrics["bytes"]
+    return f"the bits of every group of weights were chosen under a budget of {size['budget']:,} bytes ({size['count']})."
+
+
+def _activations(settings: Mapping[str, Any]) -> str:
+    """What the format's reader cannot see: learned ranges run in floats, whatever the runtime."""
+    if settings.get("activations") != "static":
+        return ""
+    return (
+        f" Inputs of linear layers are rounded to {settings['activation_bits']} bits in learned ranges; to ONNX it exports "
+        "with `--tail fp32` only."
+    )
 
 
 def _measured_on(metrics: Mapping[str, Any]) -> str:

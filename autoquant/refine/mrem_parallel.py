@@ -60,6 +60,16 @@ def result_stage(stage: str) -> str:
     return f"{stage}-modules"
 
 
+def log_missing(run: RunDirectory, stage: str, rank: int, losses: Sequence[float]) -> None:
+    """Log the steps of a module that were made but not logged: nobody was watching any more, or only another machine was."""
+    name = module_stage(stage, rank)
+    run.truncate_log(name, len(losses))
+    known = {line["step"] for line in run.read_log() if line["stage"] == name}
+    for step, loss in enumerate(losses):
+        if step not in known:
+            run.log(name, step=step, module=rank, loss=loss)
+
+
 def torchrun_rank() -> int | None:
     """The rank of this process where torchrun started it, else None."""
     return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
@@ -117,6 +127,8 @@ class Worker:
     done: int = 0
     finished: bool = False
     failure: str | None = None
+    advised: bool = False
+    """Whether the failure says itself what to do."""
 
 
 @dataclass(frozen=True)
@@ -130,14 +142,16 @@ class ParallelMrem:
             self._run(problem, modules, lessons, rank)
         result = context.run.load_state(result_stage(stage))
         if result is not None:  # on the first rank, which has them all
-            for module, state in zip(modules, result["modules"], strict=True):
+            for number, (module, state) in enumerate(zip(modules, result["modules"], strict=True)):
                 module.load_state_dict(state)
+                log_missing(context.run, stage, number, result["losses"][number].tolist())
 
     def _run(self, problem: RefineProblem, modules: list[Module], lessons: list[Lesson], rank: int | None) -> None:
         world, context, settings = len(modules), problem.context, problem.settings
         if rank is not None and int(os.environ["WORLD_SIZE"]) != world:
             raise RunError(f"torchrun started {os.environ['WORLD_SIZE']} processes for {world} modules: give it that number.")
         ranks = list(range(world)) if rank is None else [rank]
+        here = world if rank is None else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         with _rendezvous(rank) as rendezvous:
             jobs = [
                 Job(
@@ -152,7 +166,7 @@ class ParallelMrem:
                     context.seed,
                     context.precision,
                     context.checkpoint_seconds,
-                    max(1, torch.get_num_threads() // len(ranks)),
+                    max(1, torch.get_num_threads() // here),
                     KERNELS.compile,
                     longest(problem.data),
                     rendezvous,
@@ -217,19 +231,20 @@ def _watch(problem: RefineProblem, workers: list[Worker], world: int, stop: Even
     """
     context, steps, launcher = problem.context, problem.settings.mrem_steps, os.getppid()
     with context.progress.stage("Reconstruct", total=steps * len(workers)) as bar, interrupt_waits() as interrupted:
+        bar.advance(0, note=f"starting {len(workers)} processes")
         while not all(worker.finished for worker in workers):
             _listen(problem, workers, bar)
             if any(not w.process.is_alive() for w in workers):
                 _listen(problem, workers, bar)  # what they said last
             failed = [w for w in workers if not w.finished and (w.failure or not w.process.is_alive())]
             if failed:
-                _end(workers, stop)
+                _end(problem, workers, stop, bar)
                 raise TrainingError(_describe(failed, world, problem))
             if torchrun_rank() is not None and os.getppid() != launcher:
-                _end(workers, stop)
+                _end(problem, workers, stop, bar)
                 raise TrainingError("torchrun has ended before its processes: start it again with --resume.")
             if interrupted.is_set():
-                _end(workers, stop)
+                _end(problem, workers, stop, bar)
                 raise KeyboardInterrupt
 
 
@@ -242,34 +257,29 @@ def _listen(problem: RefineProblem, workers: list[Worker], bar: Bar) -> None:
             while events.poll():
                 kind, value = events.recv()
                 if kind == "begin":
-                    worker.done = value
-                    run.truncate_log(module_stage(problem.stage, worker.rank), value)
-                    bar.advance(value)
+                    worker.done = len(value)
+                    log_missing(run, problem.stage, worker.rank, value)
+                    bar.advance(worker.done)
                 elif kind == "step":
                     run.log(module_stage(problem.stage, worker.rank), step=worker.done, module=worker.rank, loss=value)
                     worker.done += 1
                     at = "/".join(str(w.done) for w in workers)
-                    bar.advance(note=f"modules at {at}, loss {value:.3f}")
+                    bar.advance(note=f"modules at {at}, loss {value:.3f} of module {worker.rank + 1}")
                 elif kind == "done":
                     worker.finished = True
                 else:
-                    worker.failure = value
+                    worker.failure, worker.advised = value, kind == "advice"
         except EOFError:
             events.close()
 
 
-def _end(workers: list[Worker], stop: Event) -> None:
-    """Let the processes write their checkpoints."""
+def _end(problem: RefineProblem, workers: list[Worker], stop: Event, bar: Bar) -> None:
+    """Let the processes write their checkpoints; what they did until then is logged, since they will not do it again."""
     stop.set()
     end = time.monotonic() + GRACE_SECONDS
     while any(w.process.is_alive() for w in workers) and time.monotonic() < end:
-        for worker in workers:  # a process that reports into a full pipe does not end
-            while not worker.events.closed and worker.events.poll():
-                try:
-                    worker.events.recv()
-                except EOFError:
-                    worker.events.close()
-        time.sleep(0.05)
+        _listen(problem, workers, bar)  # also, a process that reports into a full pipe does not end
+    _listen(problem, workers, bar)
 
 
 def _describe(failed: Sequence[Worker], world: int, problem: RefineProblem) -> str:
@@ -279,9 +289,10 @@ def _describe(failed: Sequence[Worker], world: int, problem: RefineProblem) -> s
     worker = [*killed, *said, *failed][0]
     code = worker.process.exitcode
     reason = f"signal {-(code or 0)}" if killed else worker.failure or f"exit code {code}"
+    advice = "" if worker.advised and not killed else " What was done is saved: run the same command with --resume."
     return (
         f"The process of module {worker.rank + 1} of {world} ended at step {worker.done} of {problem.settings.mrem_steps}: "
-        f"{reason.rstrip('.')}. The others have saved their state; the run goes on with --resume."
+        f"{reason.rstrip('.')}.{advice}"
     )
 
 
@@ -299,12 +310,12 @@ def work(job_bytes: bytes, events: Connection, stop: Event) -> None:
     try:
         _join_group(job)
         with fast_products(job.device, job.tokens):
-            finished = _train(job, events, stop)
-        if finished:
-            _deliver(job)
+            losses = _train(job, events, stop)
+        if losses is not None:
+            _deliver(job, losses)
             events.send(("done", None))
     except AutoquantError as error:
-        events.send(("failure", str(error)))
+        events.send(("failure" if isinstance(error, LostNeighbourError) else "advice", str(error)))
         code = 1
     except Exception as error:  # whatever it is, the watcher says it in one line
         events.send(("failure", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
@@ -334,13 +345,14 @@ def _on_own_gpus(job: Job) -> bool:
     return job.device.startswith("cuda") and torch.cuda.device_count() >= local
 
 
-def _train(job: Job, events: Connection, stop: Event) -> bool:
-    """All steps of one module; False when it was asked to stop before the last, its state saved."""
+def _train(job: Job, events: Connection, stop: Event) -> list[float] | None:
+    """All steps of one module, and the loss at each; None when it was asked to stop before the last, its state saved."""
     context, steps = job.context(), job.settings.mrem_steps
     job.module.to(context.device)
     task = Reconstruction(job.module, job.lesson, job.settings, context)
-    done = first = _restore(job, task, context)
-    events.send(("begin", done))
+    losses = _restore(job, task, context)
+    first = len(losses)
+    events.send(("begin", losses))
     link = context.device if _on_own_gpus(job) else torch.device("cpu")
     feed, sender = _Feed(job, link, stop), None
     if job.rank + 1 < job.world:
@@ -349,31 +361,31 @@ def _train(job: Job, events: Connection, stop: Event) -> bool:
     saved_at = time.monotonic()
     try:
         feed.wait()
-        while done < steps and not stop.is_set():
+        while (done := len(losses)) < steps and not stop.is_set():
             seed_step(job.seed, job.name, done)
             indices, student = feed.batch(done)
             loss, output = task.step(done, indices, student)
             check_finite(f"Reconstruct module {job.rank + 1}", {"loss": loss}, done, steps)
             if sender:
                 sender.put(indices, output)
+            losses.append(loss)
             events.send(("step", loss))
-            done += 1
             if time.monotonic() - saved_at > context.checkpoint_seconds:
-                _save(job, task, context, done)
+                _save(job, task, context, losses)
                 saved_at = time.monotonic()
         # resumed so late that the next module's queue is not full yet
-        for step in range(min(job.settings.parallel_fill, steps) - (done - first)):
+        for step in range(min(job.settings.parallel_fill, steps) - (len(losses) - first)):
             if sender and not stop.is_set():
                 indices, student = feed.batch(step)
                 sender.put(indices, task.output(indices, student))
     except LostNeighbourError:
-        _save(job, task, context, done)
+        _save(job, task, context, losses)
         raise
-    if done > first:
-        _save(job, task, context, done)
+    if len(losses) > first:
+        _save(job, task, context, losses)
     if sender and not stop.is_set():
         sender.close()
-    return done == steps and not stop.is_set()
+    return losses if len(losses) == steps and not stop.is_set() else None
 
 
 class _Feed:
@@ -401,24 +413,31 @@ class _Feed:
         return indices, hidden.to(self.job.device).float()
 
 
-def _restore(job: Job, task: Reconstruction, context: Context) -> int:
+def _restore(job: Job, task: Reconstruction, context: Context) -> list[float]:
+    """The loss at every step that is done already."""
     saved = context.run.load_state(job.name)
     if saved is None:
-        return 0
+        return []
     job.module.load_state_dict(saved["module"])
     task.optimizer.load_state_dict(saved["optimizer"])
-    return int(saved["step"])
+    losses: list[float] = saved["losses"].tolist()
+    return losses
 
 
-def _save(job: Job, task: Reconstruction, context: Context, done: int) -> None:
-    state = {"step": done, "module": job.module.state_dict(), "optimizer": task.optimizer.state_dict()}
+def _save(job: Job, task: Reconstruction, context: Context, losses: Sequence[float]) -> None:
+    state = {"losses": _tensor(losses), "module": job.module.state_dict(), "optimizer": task.optimizer.state_dict()}
     context.run.save_state(job.name, state)
 
 
-def _deliver(job: Job) -> None:
+def _tensor(losses: Sequence[float]) -> Tensor:
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+def _deliver(job: Job, losses: Sequence[float]) -> None:
     """Every module's result goes to the first process, which writes them down together."""
     state: dict[str, Any] = {name: tensor.cpu() for name, tensor in job.module.state_dict().items()}
     gathered: list[Any] | None = [None] * job.world if job.rank == 0 else None
-    dist.gather_object(state, gathered)
+    dist.gather_object((state, _tensor(losses)), gathered)
     if gathered is not None:
-        job.context().run.save_state(result_stage(job.stage), {"modules": gathered})
+        states, curves = zip(*gathered, strict=True)
+        job.context().run.save_state(result_stage(job.stage), {"modules": list(states), "losses": list(curves)})

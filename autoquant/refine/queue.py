@@ -68,6 +68,7 @@ class Receiver(threading.Thread):
         self.queue, self.source, self.device = queue, source, device
 
     def run(self) -> None:
+        _leave_the_training_alone(self.device)
         try:
             while (batch := self._receive()) is not None:
                 self.queue.put(batch)
@@ -100,7 +101,7 @@ class Sender(threading.Thread):
 
     def put(self, indices: np.ndarray, hidden: Tensor) -> None:
         with self._changed:
-            self._unsent.append((indices, hidden.to(device=self.device, dtype=torch.float16)))
+            self._unsent.append((indices, hidden.to(device="cpu", dtype=torch.float16)))
             self._changed.notify()
 
     def close(self) -> None:
@@ -111,6 +112,7 @@ class Sender(threading.Thread):
         self.join()
 
     def run(self) -> None:
+        _leave_the_training_alone(self.device)
         try:
             while (batch := self._next()) is not None:
                 indices, hidden = batch
@@ -128,3 +130,9 @@ class Sender(threading.Thread):
 
     def _send(self, tensor: Tensor) -> None:
         dist.send(tensor.to(self.device).contiguous(), self.target)
+
+
+def _leave_the_training_alone(device: torch.device) -> None:
+    """Give this thread a GPU stream of its own: nccl makes the current one wait for the other process, and training goes on."""
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(device))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
 from autoquant.refine.modules import Module, cut, cut_model, layer_sizes
+from autoquant.refine.mrem import Reconstruction, prepare
 
 
 def test_cuts_by_hand() -> None:
@@ -115,6 +116,21 @@ def test_no_gradient_crosses_a_boundary(bench: Any) -> None:
     (hidden.square().sum() + logits.square().sum()).backward()
     own = {id(parameter) for parameter in module.parameters()}
     assert {id(p) for p in supernet.parameters() if p.grad is not None} == own
+
+
+def test_what_a_step_hands_on_has_no_gradient(bench: Any) -> None:
+    supernet = bench.supernet()
+    with bench.open_context() as context:
+        problem = bench.problem("mrem-s", supernet, context, mrem_steps=2)
+        modules, lessons = prepare(problem)
+        first, second = (Reconstruction(m, lesson, problem.settings, context) for m, lesson in zip(modules, lessons, strict=True))
+        indices = np.arange(5)
+        _, output = first.step(0, indices, None)
+        assert not output.requires_grad
+        before = [p.clone() for p in modules[0].parameters()]
+        second.step(0, indices, output)
+    assert all(p.grad is None for p in modules[0].parameters())
+    assert all(torch.equal(p, old) for p, old in zip(modules[0].parameters(), before, strict=True))
 
 
 def test_dropped_quantisation_lets_inputs_through(bench: Any) -> None:
