@@ -73,7 +73,7 @@ class Row:
         return from_mapping(Recipe, settings, "ablation")
 
 
-SEARCH = "search"
+SEARCH, SOFT = "search", {"sensitivity_temperature": 4.0}
 ROWS: dict[str, Row] = {
     "default": Row("default"),
     "uniform": Row("uniform bits", strategy="uniform"),
@@ -128,6 +128,15 @@ ROWS: dict[str, Row] = {
     # sensitivities and recovery
     "coherent": Row("coherent sensitivities", {SEARCH: {"sensitivity": "coherent"}}),
     "search-coherent": Row("coherent sensitivities, - search", {SEARCH: {"sensitivity": "coherent"}}, strategy="fisher"),
+    "soft-sensitivity": Row("softened sensitivities", {SEARCH: SOFT}),
+    "search-soft": Row("softened sensitivities, - search", {SEARCH: SOFT}, strategy="fisher"),
+    "search-soft-words": Row(
+        "softened sensitivities, words can be pruned, - search", {SEARCH: SOFT, "space": "pruned-words"}, strategy="fisher"
+    ),
+    "search-soft-structure": Row(
+        "softened sensitivities, structural gates, - search", {SEARCH: SOFT, "space": "structured"}, strategy="fisher"
+    ),
+    "soft-structure": Row("softened sensitivities, structural gates", {SEARCH: SOFT, "space": "structured"}),
     "search-structure": Row("structural gates, - search", {"space": "structured"}, strategy="fisher"),
     "structure-continue": Row(
         "structural gates, from the searched weights", {"space": "structured", "recovery": {"start": "search"}}

@@ -39,6 +39,8 @@ class Options:
     samples: tuple[int, ...] = (512,)
     """Calibration texts."""
     ratio: float = 25.0
+    temperatures: tuple[float, ...] = (1.0, 4.0)
+    """At which the teacher's predictions are softened."""
     seeds: tuple[int, ...] = (0, 1, 2)
     train_rows: int = 5000
     threads: int = 1
@@ -51,18 +53,20 @@ def main() -> None:
     data = load_glue(options.task, options.data_dir)
     data = dataclasses.replace(data, train=data.train.subsample(options.train_rows))
     rows = []
-    for samples in options.samples:
+    for samples, temperature in itertools.product(options.samples, options.temperatures):
         recipe = load_preset("default")
-        recipe = dataclasses.replace(recipe, search=dataclasses.replace(recipe.search, calibration_samples=samples))
+        search = dataclasses.replace(recipe.search, calibration_samples=samples, sensitivity_temperature=temperature)
+        recipe = dataclasses.replace(recipe, search=search)
         blueprint = Blueprint.draw(str(options.teacher), data, recipe, 64, False)
         found = [scored(blueprint, options, seed) for seed in options.seeds]
         pairs = [agreement(one, other) for one, other in itertools.combinations(found, 2)]
-        rows.append({"samples": samples, **{name: [pair[name] for pair in pairs] for name in pairs[0]}})
+        about = {"samples": samples, "temperature": temperature}
+        rows.append({**about, **{name: [pair[name] for pair in pairs] for name in pairs[0]}})
         print(rows[-1])
     if options.json:
-        about = {"task": options.task, "ratio": options.ratio, "seeds": options.seeds, "versions": versions()}
+        made = {"task": options.task, "ratio": options.ratio, "seeds": options.seeds, "versions": versions()}
         teacher = file_sha256(options.teacher / "model.safetensors")
-        atomic_write_text(RESULT, json.dumps({**about, "teacher_sha256": teacher, "rows": rows}, indent=1) + "\n")
+        atomic_write_text(RESULT, json.dumps({**made, "teacher_sha256": teacher, "rows": rows}, indent=1) + "\n")
 
 
 def scored(blueprint: Blueprint, options: Options, seed: int) -> tuple[np.ndarray, list[int]]:

@@ -128,6 +128,8 @@ class SearchSettings:
     """Training texts from which clip ratios and sensitivities are computed."""
     sensitivity: Literal["diagonal", "coherent"] = "diagonal"
     """Fisher scores of every token and row by itself, or of a sub-group's whole change (`strategies.sensitivity`)."""
+    sensitivity_temperature: float = 1.0
+    """At which the teacher's predictions are softened for them: above 1, texts of which it is certain count more."""
     hessian_slices: int = 10
     """qbert: slices of the training part on which eigenvalues are measured."""
     hessian_samples: int = 32
@@ -159,6 +161,7 @@ class SearchSettings:
         _check(0 <= self.warmup <= 1 and 0 <= self.anneal_after <= 1, "warmup and anneal-after are shares of the steps, 0 to 1.")
         smallest = min(self.penalty, self.penalty_rate, self.prior_strength, self.size_weight, self.one_hot_weight)
         _check(smallest >= 0, "penalty, penalty rate, size weight, one-hot weight and prior strength must not be negative.")
+        _check(self.sensitivity_temperature > 0, f"sensitivity temperature {self.sensitivity_temperature} must be above 0.")
         _check(0 <= self.trust <= 1, f"trust {self.trust} must lie between 0 and 1.")
         _check(0 < self.size_tolerance < 1, f"size tolerance {self.size_tolerance} must lie between 0 and 1.")
         _check(self.unrolled >= 0, f"unrolled {self.unrolled} must not be negative.")

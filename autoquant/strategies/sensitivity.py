@@ -5,7 +5,9 @@ sum g^2 dY^2 over tokens and rows: the diagonal of the Fisher information of the
 `coherent` one is the sum over texts of (sum g dY over a text's tokens and the sub-group's rows)^2: the Fisher information along
 the very change, which counts errors that add up over tokens and rows, as those of pruning do. Rows of embeddings, whose errors
 have nothing in common, are scored by the diagonal in both.
-The gradient is that of the teacher's own predictions, so the scores do not vanish where it fits its training labels.
+The gradient is that of the teacher's own predictions, so the scores do not vanish where it fits its training labels. Of a
+confident teacher they nearly would all the same, but for the few texts it doubts, and a large error changes confident answers too:
+at a temperature above 1 its predictions are softened first, and every text counts.
 """
 
 from __future__ import annotations
@@ -78,16 +80,16 @@ def squared_errors(supernet: Supernet) -> np.ndarray:
     return torch.cat(sums).numpy()
 
 
-def fisher_loss(logits: Tensor) -> Tensor:
+def fisher_loss(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """A loss whose gradient g by a text's logits has E[g g^T] = the Fisher information of its predictions, summed over the batch.
 
-    For classes that is diag(p) - p p^T; g = L e with its Cholesky root L over all classes but the last and random signs e. With
+    The predictions are p = softmax(logits / temperature). For classes that is diag(p) - p p^T; g = L e with its Cholesky root L over all classes but the last and random signs e. With
     two classes g^2 = p (1 - p) whatever the sign. Labels drawn from p would have the same expectation, but of a confident
     teacher's texts only the few whose drawn label surprises would count. Regression (one output, unit Gaussian): g = e.
     """
     if logits.shape[-1] == 1:
         return (_signs(logits) * logits).sum()
-    p = functional.softmax(logits.detach().double(), dim=-1)[:, :-1]
+    p = functional.softmax(logits.detach().double() / temperature, dim=-1)[:, :-1]
     root, _ = torch.linalg.cholesky_ex(torch.diag_embed(p + SMALLEST_INFORMATION) - p[:, :, None] * p[:, None])
     gradient = (root @ _signs(p)[:, :, None])[:, :, 0].to(logits.dtype)
     return (gradient * (logits[:, :-1] - logits[:, -1:])).sum()
@@ -117,6 +119,7 @@ def fisher_scores(
     seed: int,
     progress: Progress,
     coherent: bool = False,
+    temperature: float = 1.0,
 ) -> Sensitivity:
     """Scores of every choice and unit of the table, per text of `data`; smaller is better.
 
@@ -133,7 +136,7 @@ def fisher_scores(
             batch.pop("labels")
             recorder.mask = batch["attention_mask"]
             model.zero_grad(set_to_none=True)
-            fisher_loss(model(**batch).logits.float()).backward()
+            fisher_loss(model(**batch).logits.float(), temperature).backward()
             bar.advance()
     model.zero_grad(set_to_none=True)
     recorder.remove()

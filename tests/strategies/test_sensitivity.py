@@ -52,6 +52,14 @@ def make_table() -> ChoiceTable:
     return choice_table(ByteModel((words, positions, hidden), {}, "row", "{}"))
 
 
+def test_a_softened_prediction_by_hand() -> None:
+    """Two classes, a margin of 8 at temperature 4: p = 1 / (1 + e^-2), and g^2 = p (1 - p) whatever the sign."""
+    logits = torch.tensor([[8.0, 0.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(fisher_loss(logits, temperature=4.0), logits)
+    p = 1 / (1 + np.exp(-2.0))
+    np.testing.assert_allclose(gradient.square().numpy(), [[p * (1 - p)] * 2], rtol=1e-5)
+
+
 @pytest.fixture
 def problem() -> tuple[Tiny, ChoiceTable, dict[str, Tensor], Encoded]:
     torch.manual_seed(0)
