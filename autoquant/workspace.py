@@ -412,9 +412,9 @@ class Workspace:
                 blueprint, table = self.blueprint, choice_table(self.blueprint.byte_model)
                 data, counts = self._calibration_texts, blueprint.token_counts
                 backbone, quantizer = blueprint.source.backbone, blueprint.quantizer
-                search, common = blueprint.recipe.search, (backbone, table, quantizer, scales, data, counts, self.seed)
-                how = {"coherent": search.sensitivity == "coherent", "temperature": search.sensitivity_temperature}
-                scores = fisher_scores(self.teacher, *common, self.progress, **how)
+                search, bar = blueprint.recipe.search, self.progress
+                how = search.sensitivity == "coherent", search.sensitivity_temperature
+                scores = fisher_scores(self.teacher, backbone, table, quantizer, scales, data, counts, self.seed, bar, *how)
             saved = {"choices": torch.from_numpy(scores.choices), "removals": torch.from_numpy(scores.removals)}
             self.run.save_state("calibration", saved)
         return Calibration(self.starting_point.scales, Sensitivity(saved["choices"].numpy(), saved["removals"].numpy()))

@@ -6,8 +6,8 @@ sum g^2 dY^2 over tokens and rows: the diagonal of the Fisher information of the
 the very change, which counts errors that add up over tokens and rows, as those of pruning do. Rows of embeddings, whose errors
 have nothing in common, are scored by the diagonal in both.
 The gradient is that of the teacher's own predictions, so the scores do not vanish where it fits its training labels. Of a
-confident teacher they nearly would all the same, but for the few texts it doubts, and a large error changes confident answers too:
-at a temperature above 1 its predictions are softened first, and every text counts.
+confident teacher they nearly would all the same, but for the few texts it doubts, and a large error changes confident answers
+too: at a temperature above 1 its predictions are softened first, and every text counts.
 """
 
 from __future__ import annotations
@@ -83,9 +83,10 @@ def squared_errors(supernet: Supernet) -> np.ndarray:
 def fisher_loss(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """A loss whose gradient g by a text's logits has E[g g^T] = the Fisher information of its predictions, summed over the batch.
 
-    The predictions are p = softmax(logits / temperature). For classes that is diag(p) - p p^T; g = L e with its Cholesky root L over all classes but the last and random signs e. With
-    two classes g^2 = p (1 - p) whatever the sign. Labels drawn from p would have the same expectation, but of a confident
-    teacher's texts only the few whose drawn label surprises would count. Regression (one output, unit Gaussian): g = e.
+    The predictions are p = softmax(logits / temperature). For classes that is diag(p) - p p^T; g = L e with its Cholesky root L
+    over all classes but the last and random signs e. With two classes g^2 = p (1 - p) whatever the sign. Labels drawn from p
+    would have the same expectation, but of a confident teacher's texts only the few whose drawn label surprises would count.
+    Regression (one output, unit Gaussian): g = e.
     """
     if logits.shape[-1] == 1:
         return (_signs(logits) * logits).sum()
