@@ -120,6 +120,7 @@ ROWS: dict[str, Row] = {
     "constant-temperature": Row("temperature 1 throughout", {SEARCH: {"temperature_end": 1.0}}),
     "cold": Row("temperature falls to 0.05", {SEARCH: {"temperature_end": 0.05}}),
     "short": Row("100 search steps", {SEARCH: {"steps": 100}}),
+    "short-long": Row("100 search steps, 800 of recovery: as long in all", {SEARCH: {"steps": 100}, "recovery": {"steps": 800}}),
     "long": Row("600 search steps", {SEARCH: {"steps": 600}}),
     "hard": Row("hard sampling", {SEARCH: {"sampling": "hard"}}),
     "soft-weights": Row("weight steps under the relaxed mixture", {SEARCH: {"weight_sampling": "soft"}}),

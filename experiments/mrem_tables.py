@@ -21,13 +21,20 @@ PLACES = [(task, allocation) for task in ("sst2", "mrpc") for allocation in ("2-
 
 
 def mrem_cells() -> pd.DataFrame:
-    """Every cell of experiments/mrem.py, empty if there is none. Refuses cells whose teacher or data differ within a task."""
+    """Every cell of experiments/mrem.py, empty if there is none.
+
+    Refuses cells whose teacher or data differ within a task, or whose bits differ within an allocation.
+    """
     cells = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     for key in ("teacher_sha256", "data_sha256"):
         for task in {cell["task"] for cell in cells}:
             if len({json.dumps(cell[key], sort_keys=True) for cell in cells if cell["task"] == task}) > 1:
                 raise SystemExit(f"The MREM cells of {task} differ in {key}: a table must not mix them.")
-    plain = ("threads", "task", "allocation", "method", "steps", "seed", "modules", "samples", "forcing")
+    for place in PLACES:
+        own = [cell for cell in cells if (cell["task"], cell["allocation"]) == place]
+        if len({cell["allocation_sha256"] for cell in own if "allocation_sha256" in cell}) > 1:  # the first cells say nothing
+            raise SystemExit(f"The MREM cells of {' '.join(place)} have different bits: a table must not mix them.")
+    plain = ("threads", "device", "task", "allocation", "method", "steps", "seed", "modules", "samples", "forcing")
     rows = []
     for cell in cells:
         values = {"value": 100 * cell["metrics"][cell["metric"]], "full": 100 * cell["full_precision"][cell["metric"]]}
@@ -63,6 +70,9 @@ def mrem_table() -> str:
             costs.append(f"| {label} | {' | '.join(map(_cost, own))} |")
     missing = len(METHODS) * len(PLACES) * SEEDS - len(cells)
     note = f"{missing} cells are missing." if missing else "All cells are there."
+    elsewhere = cells[cells.device != "cpu"]
+    if len(elsewhere):
+        note += f" {len(elsewhere)} cells ({', '.join(sorted({METHODS[name] for name in elsewhere.method}))}) are from a GPU."
     threads = "/".join(map(str, sorted(set(cells.threads))))
     about = "500 steps a module, or a layer, on at most 4,096 texts; retraining 400 of the whole network."
     spent = f"Median seconds and peak memory on a CPU: one process with {threads} thread, MREM-P four of them on two cores."
