@@ -85,7 +85,8 @@ def allocations() -> str:
 
 
 def ablation(folder: Path = RESULTS / "ablation") -> str:
-    """Row x task and ratio: mean and range of the metric on held-out training rows; range of bytes before repair; seconds."""
+    """Row x task and ratio: mean and range of the metric on held-out training rows, and the difference to `default`; range of
+    bytes before repair; seconds."""
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     for cell in cells:
         for key in ("teacher_sha256", "data_sha256"):
@@ -124,7 +125,7 @@ def _against(cells: list[dict[str, Any]], name: str) -> str:
     """A row's metric, and its difference to `default` over the seeds that both have: two columns of one task and ratio."""
     own, default = ({c["seed"]: c for c in cells if c["row"] == row} for row in (name, "default"))
     value, seeds = _spread(list(own.values())), sorted(set(own) & set(default))
-    if name == "default" or not seeds:
+    if name == "default" or not seeds or any("answers" not in side[seed] for side in (own, default) for seed in seeds):
         return f"{value} |"
     ours, theirs = (np.array([side[seed]["answers"] for seed in seeds]) for side in (own, default))
     metric, labels = own[seeds[0]]["metric"], np.array(own[seeds[0]]["labels"])
@@ -179,6 +180,7 @@ def main() -> None:
     tables = {"allocations": allocations()}
     if any((RESULTS / "ablation").glob("*.json")):
         tables["ablation"] = ablation()
+    tables["ablation-drawn-labels"] = ablation(RESULTS / "ablation-drawn-labels")
     tables |= {"compare": compare_table(), "peers-linear": linears_table(), "peers-whole": whole_table()}
     tables |= {"deployment": deployment_table(), "mrem": mrem_table(), "mrem-settings": mrem_settings_table()}
     if options.write:
