@@ -92,10 +92,6 @@ ROWS: dict[str, Row] = {
     # words that may have 0 bits
     "words": Row("words can be pruned", {"space": "pruned-words"}),
     "search-words": Row("words can be pruned, - search", {"space": "pruned-words"}, strategy="fisher"),
-    "structure-words": Row("structural gates, words can be pruned", {"space": "structured-pruned-words"}),
-    "search-structure-words": Row(
-        "structural gates, words can be pruned, - search", {"space": "structured-pruned-words"}, strategy="fisher"
-    ),
     # how much of what the search learned counts beside the prior
     "trust-50": Row("half of what the search learned", {SEARCH: {"trust": 0.5}}, searched_by="default"),
     "trust-25": Row("a quarter of it", {SEARCH: {"trust": 0.25}}, searched_by="default"),
