@@ -43,7 +43,7 @@ with RunDirectory.open({str(path)!r}, {SETTINGS!r}, resume=True) as run:
 def test_a_new_run_records_settings_and_versions(run):
     info = json.loads((run.path / "run.json").read_text())
     assert info["settings"] == {**SETTINGS, "text_columns": ["a", "b"]}
-    assert set(info["versions"]) == {"autoquant", "python", "torch", "transformers", "numpy", "safetensors", "platform"}
+    assert set(info["versions"]) == {"autoquant", "code", "python", "torch", "transformers", "numpy", "safetensors", "platform"}
     assert info["versions"]["torch"] == torch.__version__
     assert info["hashes"] == {}
     assert "created" in info
