@@ -222,7 +222,8 @@ def machine(options: Options) -> Machine:
 
 def cell_name(options: Options, row: str, ratio: float, seed: int) -> str:
     scored = "" if options.score == "train" else "-dev"
-    return f"{options.task}-{ratio:g}x-{row}-seed{seed}{scored}"
+    precision = "" if options.precision == "fp32" else f"-{options.precision}"
+    return f"{options.task}-{ratio:g}x-{row}-seed{seed}{scored}{precision}"
 
 
 def cell_file(options: Options, row: str, ratio: float, seed: int) -> Path:

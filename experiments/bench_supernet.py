@@ -9,6 +9,9 @@ the peak resident size of a process of its own each. `kd`: both sides with the t
 `as_run`: as searches run it, activations quantised, and products on both sides by oneDNN where that is exact and faster; all
 else is measured with torch's own products.
 `knapsack_gap`: how far below the bound that scipy.optimize.milp proves, relative to it.
+`paid_*`: how many times as fast a step becomes by bfloat16 products (`--precision bf16`; of the step as searches run it), by the
+teacher's outputs of a cache instead of its forward (as searches have them), and by sparse gradients and updates of the word
+embedding (of the plain model: an upper bound for ours, whose rows learn by the size term too; not used).
 
 What paid, by profile: mixing weights in two compiled passes instead of K copies under autograd; no slice of all rows, whose
 backward fills zeros as large as the weight; a division a row instead of a weight in the mixture; the embedding's own backward
@@ -53,6 +56,7 @@ TEACHER = DistillationSettings()
 REQUIRED = {"step_ratio_heads": 1.25, "step_ratio_128": 1.35, "memory_ratio": 1.5, "knapsack_seconds": 1.0, "knapsack_gap": 1e-3}
 
 Step = Callable[[], None]
+Outputs = Callable[[], TeacherBatch]
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Options:
     activation_bits: int = 32
     """8 adds the simulation of 8-bit activations to the supernet's side."""
     only: tuple[str, ...] = ()
-    """Measure these steps only: heads, 128, as-run, kd."""
+    """Measure these steps only: heads, 128, as-run, kd, paid."""
     knapsack: bool = True
     memory: str | None = None
     """Used by the child processes: take a few steps of this side and print the peak resident size."""
@@ -83,7 +87,8 @@ def batch() -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types, "labels": torch.arange(BATCH) % 2}
 
 
-def teacher_of(model: nn.Module) -> Callable[[], TeacherBatch]:
+def teacher_of(model: nn.Module) -> Outputs:
+    """The teacher's forward."""
     inputs = {name: value for name, value in batch().items() if name != "labels"}
 
     @torch.no_grad()
@@ -94,21 +99,31 @@ def teacher_of(model: nn.Module) -> Callable[[], TeacherBatch]:
     return outputs
 
 
-def plain_step(teacher: nn.Module | None = None) -> Step:
-    """The unmodified model: forward, backward, AdamW."""
+def cached(outputs: Outputs) -> Outputs:
+    kept = outputs()
+    return lambda: kept
+
+
+def plain_step(outputs: Outputs | None = None, sparse: bool = False) -> Step:
+    """The unmodified model: forward, backward, AdamW; `sparse`: the word embedding's rows by SparseAdam."""
     model, data = source(), batch()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    outputs = teacher_of(teacher) if teacher else None
+    words = model.bert.embeddings.word_embeddings
+    words.sparse = sparse
+    dense = [parameter for parameter in model.parameters() if not (sparse and parameter is words.weight)]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(dense, lr=1e-5, fused=True)]
+    if sparse:
+        optimizers.append(torch.optim.SparseAdam([words.weight], lr=1e-5))
 
     def step() -> None:
         distillation_loss(model, data, outputs and outputs(), TEACHER if outputs else LABELS).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
     return step
 
 
-def supernet_step(space: str, activation_bits: int, teacher: nn.Module | None = None) -> Step:
+def supernet_step(space: str, activation_bits: int, outputs: Outputs | None = None) -> Step:
     """The relaxed model: soft sample of all widths, forward, backward, size, AdamW of weights and scales, Adam of logits."""
     supernet, data = supernet_of(space, activation_bits), batch()
     groups: list[dict[str, Any]] = [
@@ -117,7 +132,6 @@ def supernet_step(space: str, activation_bits: int, teacher: nn.Module | None = 
     ]
     weights = torch.optim.AdamW(groups, lr=1e-5, fused=True)
     bits = torch.optim.Adam(supernet.architecture_parameters(), lr=1e-3)
-    outputs = teacher_of(teacher) if teacher else None
 
     def step() -> None:
         supernet.use_mixture(TEMPERATURE, hard=False)
@@ -138,6 +152,16 @@ def as_run(step: Step) -> Step:
             step()
 
     return fast
+
+
+def bf16(step: Step) -> Step:
+    """A step with products of bfloat16."""
+
+    def mixed() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            step()
+
+    return mixed
 
 
 def supernet_of(space_name: str, activation_bits: int) -> Supernet:
@@ -172,7 +196,7 @@ def ratios(steps: dict[str, Step], rounds: int) -> dict[str, tuple[float, float]
 
 
 def steps_of(options: Options) -> dict[str, float]:
-    wanted = options.only or ("heads", "128", "as-run", "kd")
+    wanted = options.only or ("heads", "128", "as-run", "kd", "paid")
     result: dict[str, float] = {}
     spaces = {"heads": "default", "128": "groups128"}
     steps = {name: supernet_step(space, options.activation_bits) for name, space in spaces.items() if name in wanted}
@@ -187,12 +211,24 @@ def steps_of(options: Options) -> dict[str, float]:
         result["step_ratio_as_run"] = measured["as_run"][0]
         result |= {f"seconds_{name}": seconds for name, (_, seconds) in measured.items()}
     if "kd" in wanted:
-        teacher = source()
-        pair = {"plain_kd": plain_step(teacher), "kd": supernet_step("default", options.activation_bits, teacher)}
+        outputs = teacher_of(source())
+        pair = {"plain_kd": plain_step(outputs), "kd": supernet_step("default", options.activation_bits, outputs)}
         measured = ratios(pair, options.rounds)
         result["step_ratio_kd"] = measured["kd"][0]
         result |= {f"seconds_{name}": seconds for name, (_, seconds) in measured.items()}
-    return result
+    return result | (paid(options) if "paid" in wanted else {})
+
+
+def paid(options: Options) -> dict[str, float]:
+    """What makes a step how many times as fast."""
+    outputs, step = teacher_of(source()), as_run(supernet_step("default", 8))
+    pairs = {
+        "bf16": (bf16(step), step),
+        "cached_teacher": (supernet_step("default", 8, cached(outputs)), supernet_step("default", 8, outputs)),
+        "sparse_embedding": (plain_step(sparse=True), plain_step()),
+    }
+    measured = {name: ratios({"with": fast, "without": slow}, options.rounds) for name, (fast, slow) in pairs.items()}
+    return {f"paid_{name}": both["without"][0] for name, both in measured.items()}
 
 
 def peak_bytes(side: str, options: Options) -> int:

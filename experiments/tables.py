@@ -98,8 +98,8 @@ def ablation(folder: Path = RESULTS / "ablation") -> str:
         recipes = [from_mapping(Recipe, cell["recipe"], "cell") for cell in measured if cell["row"] == name]
         if any(recipe != recipes[0] for recipe in recipes):
             raise SystemExit(f"The ablation's cells of row {name} differ in recipe: measure the older ones again.")
-    columns = sorted({(cell["task"], cell["ratio"]) for cell in measured}, key=lambda column: (column[0] != "sst2", *column))
-    heads = [f"{task} {ratio:g}x | minus default" for task, ratio in columns]
+    columns = sorted({*map(_column, measured)}, key=lambda column: (column[0] != "sst2", *column))
+    heads = [f"{_column_name(column)} | minus default" for column in columns]
     lines = [f"| | {' | '.join(heads)} | before repair | search s | recovery s |", f"|---{'|---' * (2 * len(columns) + 3)}|"]
     missing: list[str] = []
     for name, row in ROWS.items():
@@ -107,7 +107,7 @@ def ablation(folder: Path = RESULTS / "ablation") -> str:
         if not own:
             missing.append(row.about)
             continue
-        values = [_against([c for c in measured if (c["task"], c["ratio"]) == column], name) for column in columns]
+        values = [_against([c for c in measured if _column(c) == column], name) for column in columns]
         off = [c["derived_bytes"] / c["budget_bytes"] - 1 for c in own if c["derived_bytes"]]
         timed = [c for c in own if c["device"] == "cpu"]  # seconds of two kinds of machine do not compare
         spent = [f"{np.median([c['seconds'][k] for c in timed]):.0f}" if timed else "" for k in ("search", "recover")]
@@ -119,6 +119,15 @@ def ablation(folder: Path = RESULTS / "ablation") -> str:
     notes[0] += f" {', '.join(f'{device} {count}' for device, count in sorted(devices.items()))}."
     notes += [f"No cells yet: {'; '.join(missing)}."] if missing else []
     return "\n".join([*lines, "", *notes, *_ranks(cells), *_stability(measured)])
+
+
+def _column(cell: dict[str, Any]) -> tuple[str, float, str]:
+    return cell["task"], cell["ratio"], cell.get("precision", "fp32")
+
+
+def _column_name(column: tuple[str, float, str]) -> str:
+    task, ratio, precision = column
+    return f"{task} {ratio:g}x" + ("" if precision == "fp32" else f", {precision}")
 
 
 def _against(cells: list[dict[str, Any]], name: str) -> str:
@@ -143,11 +152,12 @@ def _ranks(cells: list[dict[str, Any]]) -> list[str]:
     """Spearman's correlation of the supernet's loss with the recovered metric, over random allocations of one size."""
     lines = []
     random = [cell for cell in cells if "supernet_loss" in cell]
-    for task, ratio in sorted({(cell["task"], cell["ratio"]) for cell in random}):
-        own = [cell for cell in random if (cell["task"], cell["ratio"]) == (task, ratio)]
+    for column in sorted(set(map(_column, random))):
+        own = [cell for cell in random if _column(cell) == column]
         found = spearmanr([-c["supernet_loss"] for c in own], [c["metrics"][c["metric"]] for c in own])
-        about = f"Over {len(own)} random allocations of {task} {ratio:g}x the searched supernet's held-out loss and the recovered"
-        lines.append(f"{about} metric have a rank correlation of {found.statistic:.2f} (p = {found.pvalue:.2f}).")
+        about = f"Over {len(own)} random allocations of {_column_name(column)} the searched supernet's held-out loss"
+        found_text = f"a rank correlation of {found.statistic:.2f} (p = {found.pvalue:.2f})"
+        lines.append(f"{about} and the recovered metric have {found_text}.")
     return lines
 
 
@@ -155,11 +165,12 @@ def _stability(cells: list[dict[str, Any]]) -> list[str]:
     """How many sub-groups get the same bits under another seed."""
     lines = []
     default = [cell for cell in cells if cell["row"] == "default"]
-    for task, ratio in sorted({(cell["task"], cell["ratio"]) for cell in default}):
-        own = [c["allocation"] for c in default if (c["task"], c["ratio"]) == (task, ratio)]
+    for column in sorted(set(map(_column, default))):
+        own = [c["allocation"] for c in default if _column(c) == column]
         shares = [_share_alike(a, b) for a, b in itertools.combinations(own, 2)]
         if shares:
-            lines.append(f"Of {task} {ratio:g}x, {np.mean(shares):.0%} of the sub-groups get the same bits under another seed.")
+            share = f"Of {_column_name(column)}, {np.mean(shares):.0%}"
+            lines.append(f"{share} of the sub-groups get the same bits under another seed.")
     return lines
 
 

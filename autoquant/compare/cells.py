@@ -73,7 +73,7 @@ class Cell:
     calibration_seconds: float = 0.0
     """Of scales and sensitivities, where another tool's time includes its own; cells that share them have the same."""
     precision: str = "fp32"
-    """In which products were computed while training: cells of two precisions do not compare in seconds."""
+    """In which products were computed while training."""
 
     @property
     def answers(self) -> np.ndarray:
@@ -110,7 +110,7 @@ def read_cells(folder: str | Path) -> list[Cell]:
 
 
 def check_comparable(cells: Sequence[Cell]) -> None:
-    """Raise CheckpointError if two cells of a task have another teacher or other evaluation rows."""
+    """Raise CheckpointError if two cells of a task have another teacher, other evaluation rows or another precision."""
     first: dict[str, Cell] = {}
     for cell in cells:
         known = first.setdefault(cell.task, cell)
@@ -118,6 +118,9 @@ def check_comparable(cells: Sequence[Cell]) -> None:
             raise CheckpointError(f"{_name(cell)} and {_name(known)} have another teacher: measure the older one again.")
         if cell.labels != known.labels:
             raise CheckpointError(f"{_name(cell)} and {_name(known)} have other evaluation rows: measure the older one again.")
+        if cell.precision != known.precision:
+            names = f"{_name(cell)} and {_name(known)}"
+            raise CheckpointError(f"{names} were trained in {cell.precision} and {known.precision}: measure one of them again.")
 
 
 def _name(cell: Cell) -> str:

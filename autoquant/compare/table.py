@@ -181,7 +181,8 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def title(cells: Sequence[Cell]) -> str:
-    return f"{cells[0].task}, {cells[0].metric_name}"
+    products = "" if cells[0].precision == "fp32" else f", trained with {cells[0].precision} products"
+    return f"{cells[0].task}, {cells[0].metric_name}{products}"
 
 
 def task_tables(cells: Sequence[Cell], matched: Sequence[Cell] = ()) -> list[str]:

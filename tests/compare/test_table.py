@@ -3,7 +3,18 @@
 import pytest
 
 from autoquant.compare.bootstrap import Difference
-from autoquant.compare.table import COLUMNS, against, difference_text, markdown, own_table, report, summarise, table, wide_table
+from autoquant.compare.table import (
+    COLUMNS,
+    against,
+    difference_text,
+    markdown,
+    own_table,
+    report,
+    summarise,
+    table,
+    title,
+    wide_table,
+)
 from comparisons import small_cell
 
 RIGHT, THREE, TWO = (0, 1, 1, 0), (0, 1, 1, 1), (1, 1, 1, 1)  # how many of the four labels they meet
@@ -106,3 +117,8 @@ def test_markdown() -> None:
     assert text.index("**mrpc, accuracy**") < text.index("**sst2, accuracy**")
     assert text.count("| uniform | 1 | 75.00 |") == 2
     assert "paired bootstrap" in text
+
+
+def test_the_title_says_how_cells_were_trained() -> None:
+    assert title([small_cell()]) == "sst2, accuracy"
+    assert title([small_cell(precision="bf16")]) == "sst2, accuracy, trained with bf16 products"
