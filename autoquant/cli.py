@@ -19,9 +19,9 @@ from autoquant.core.settings import RECONSTRUCTION, Recipe, RecoverySettings, Te
 
 if TYPE_CHECKING:
     from autoquant.core.progress import Progress
+    from autoquant.machine import Machine
     from autoquant.pipeline import Budget
     from autoquant.tasks.data import TaskData
-    from autoquant.workspace import Machine
 
 Glue = Literal["sst2", "cola", "mrpc", "rte", "stsb", "qnli", "qqp", "mnli", "wnli"]
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -139,9 +139,9 @@ class Plan:
     def run(self, progress: Progress) -> None:
         import dataclasses
 
+        from autoquant.blueprint import Blueprint
         from autoquant.pipeline import resolve_inputs
         from autoquant.plan import show_plan
-        from autoquant.workspace import Blueprint
 
         budget = self.budget.resolve()
         model, data = resolve_inputs(self.model, self.data.load())
@@ -688,9 +688,9 @@ def _data_options(recorded: Mapping[str, Any]) -> DataOptions:
 def _machine(options: MachineOptions) -> Machine:
     import dataclasses
 
-    from autoquant import workspace
+    from autoquant.machine import Machine
 
-    return workspace.Machine(**dataclasses.asdict(options))
+    return Machine(**dataclasses.asdict(options))
 
 
 def _preset_in(arguments: Sequence[str]) -> str:

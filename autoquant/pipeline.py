@@ -12,12 +12,14 @@ import numpy as np
 
 from autoquant import method
 from autoquant.assets import default_backbone, hub_id
+from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import BudgetError, CheckpointError, DataError, ModelError, RunError
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.run import RunDirectory, file_sha256
 from autoquant.core.settings import Recipe, from_mapping, load_preset
+from autoquant.estimates import estimate_stages
 from autoquant.export.card import write_card
 from autoquant.export.manifest import (
     buckets_sha256,
@@ -25,15 +27,16 @@ from autoquant.export.manifest import (
     manifest_space,
     read_manifest,
 )
+from autoquant.machine import Machine
 from autoquant.pareto.report import write_report
 from autoquant.report import differences, show, summarise, write_allocation
-from autoquant.strategies import SearchResult
+from autoquant.strategies import SearchResult, check_strategies
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import Row, from_rows, load_default
 from autoquant.tasks.metrics import score
 from autoquant.training.batches import encode
 from autoquant.training.evaluate import predict_logits
-from autoquant.workspace import Blueprint, Machine, Workspace, check_strategies, estimate_stages
+from autoquant.workspace import Workspace
 
 Budget = SizeBudget | Callable[[int, int], SizeBudget]
 

@@ -6,10 +6,11 @@ from collections import defaultdict
 
 import numpy as np
 
+from autoquant.blueprint import Blueprint
 from autoquant.core.cost import MIB, choice_table
 from autoquant.core.progress import Progress, rounded
+from autoquant.estimates import estimate_stages
 from autoquant.pipeline import Budget, resolve_budget
-from autoquant.workspace import Blueprint, estimate_stages
 
 
 def show_plan(blueprint: Blueprint, budget: Budget | None, count: str, progress: Progress) -> None:

@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from autoquant import method
+from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import ModelError, RunError, SpaceError
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.run import RunDirectory, file_sha256
 from autoquant.core.settings import RECONSTRUCTION, Recipe, RecoverySettings
+from autoquant.estimates import estimate_refinement
 from autoquant.export.manifest import manifest_allocation, manifest_space, read_manifest
+from autoquant.machine import Machine
 from autoquant.pipeline import RunResult, check_applies, check_run, finish, recorded_recipe, resolve_budget, resolve_inputs
 from autoquant.refine.mrem_parallel import first_rank_is_done, result_stage, torchrun_rank
 from autoquant.strategies import SearchResult
 from autoquant.tasks.data import TaskData
-from autoquant.workspace import Blueprint, Machine, Workspace, estimate_refinement
+from autoquant.workspace import Workspace
 
 WIDTHS, ACTIVATION_WIDTHS = (2, 3, 4, 8), (4, 8, 32)
 

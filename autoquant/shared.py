@@ -21,15 +21,17 @@ import numpy as np
 from filelock import FileLock
 
 from autoquant import pipeline
+from autoquant.blueprint import Blueprint
 from autoquant.core.cost import MIB, ChoiceTable, SizeBudget, choice_table
 from autoquant.core.errors import ModelError
 from autoquant.core.progress import Progress
 from autoquant.core.run import RunDirectory, file_sha256
 from autoquant.core.settings import Recipe
+from autoquant.machine import Machine
 from autoquant.strategies import REUSABLE, SearchResult
 from autoquant.strategies.reuse import rederive
 from autoquant.tasks.data import TaskData
-from autoquant.workspace import Blueprint, Machine, Workspace
+from autoquant.workspace import Workspace
 
 
 @dataclass(frozen=True, eq=False)

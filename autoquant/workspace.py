@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,205 +20,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoquant.backbones.load import ModelSource, open_model
 from autoquant.backbones.remove import remove_units
 from autoquant.backbones.shorten import keep_layers
+from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
-from autoquant.core.cost import ByteModel, ChoiceTable, SizeBudget, TensorEntry, check_budget, choice_table, header_json
-from autoquant.core.errors import RunError, SpaceError
+from autoquant.core.cost import ChoiceTable, SizeBudget, choice_table
 from autoquant.core.memory import watched_memory
 from autoquant.core.progress import Progress
 from autoquant.core.run import RunDirectory, disk_errors, file_sha256
-from autoquant.core.settings import Recipe, SearchSettings, StudentSettings
-from autoquant.core.space import SearchSpace, load_space
 from autoquant.core.structure import pick_units
-from autoquant.core.subgroup import Partition
-from autoquant.pack.checkpoint import metadata_text
-from autoquant.quantizers import QUANTIZERS, CodebookQuantizer, Quantizer
-from autoquant.strategies import STRATEGIES, Problem, SearchResult, Start
+from autoquant.machine import Machine
+from autoquant.strategies import STRATEGIES, Problem, SearchResult, Start, check_strategies
 from autoquant.strategies.sensitivity import Sensitivity, fisher_scores
-from autoquant.supernet.build import RANGE_NAME, Supernet
+from autoquant.supernet.build import Supernet
 from autoquant.supernet.calibration import initial_scales, input_moments, input_ranges, kept_scales
-from autoquant.tasks.data import TaskData
 from autoquant.training.batches import Encoded, encode, longest
 from autoquant.training.distillation import TeacherOutputs
 from autoquant.training.loop import Context
-from autoquant.training.products import fast_products, operations_a_second
+from autoquant.training.products import fast_products
 from autoquant.training.student import distil
 from autoquant.training.teacher import finetune
-
-RESULT_ARRAYS = ("values", "removal", "probability")  # of a SearchResult
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and how a run computes."""
-
-    device: str = "auto"
-    threads: int = 0
-    precision: str = "fp32"
-    compile: bool = True
-    checkpoint_seconds: float = 60.0
-
-    def torch_device(self) -> torch.device:
-        """The device asked for, `auto` being accelerate's choice. Raises RunError if torch cannot compute on it."""
-        from accelerate import Accelerator
-
-        try:
-            device = Accelerator().device if self.device == "auto" else torch.device(self.device)
-            torch.ones(1, device=device).item()
-        except (RuntimeError, AssertionError, ImportError) as error:  # torch raises any of these
-            reason = str(error).strip().partition("\n")[0][:120]
-            raise RunError(f"Cannot compute on --device {self.device} ({reason}): give auto or cpu.") from error
-        return device
-
-    def check(self) -> None:
-        """Raise RunError for what no machine can do."""
-        if self.threads < 0 or self.checkpoint_seconds < 0:
-            raise RunError("--threads and --checkpoint-seconds must not be negative.")
-        self.torch_device()
-
-    def identity(self) -> dict[str, Any]:
-        """What of it decides a run's numbers, and so must be the same when it is resumed."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "checkpoint_seconds"}
-
-
-@dataclass(frozen=True, eq=False)
-class Blueprint:
-    """Model, data and space, known before anything is trained: enough to weigh every choice."""
-
-    source: ModelSource
-    data: TaskData
-    recipe: Recipe
-    space: SearchSpace
-    max_length: int
-    trim_positions: bool
-    train: Encoded
-
-    @classmethod
-    def draw(
-        cls,
-        model: str,
-        data: TaskData,
-        recipe: Recipe,
-        max_length: int,
-        trim_positions: bool,
-        space: SearchSpace | None = None,
-    ) -> Blueprint:
-        """Open model and space and tokenise the training file. Raises before any training if something does not fit."""
-        if recipe.quantizer not in QUANTIZERS:
-            raise SpaceError(f"Unknown quantizer '{recipe.quantizer}'; known are {', '.join(QUANTIZERS)}.")
-        space = space or load_space(recipe.space)
-        source = open_model(model, data.label_names or None, max_length, trim_positions)
-        source = source.with_every(recipe.student.keep_every)
-        train = encode(source.tokenizer, data.train, max_length)
-        blueprint = cls(source, data, recipe, space, max_length, trim_positions, train)
-        blueprint.check_quantizer()
-        return blueprint
-
-    def check_quantizer(self) -> None:
-        """Raise SpaceError where the space offers what the quantizer does not have."""
-        name, known, space = self.quantizer.name, self.quantizer.widths, self.space.name
-        for partition in self.partitions:
-            odd = sorted(set(partition.widths) - {0, *known})
-            if odd:
-                raise SpaceError(
-                    f"Quantizer {name} has {', '.join(map(str, known))} bits; space '{space}' offers {odd[0]} in "
-                    f"{partition.matrix.kind}: give a --space without it."
-                )
-        if not isinstance(self.quantizer, CodebookQuantizer):
-            return
-        if any(p.scale_or(self.space.scale) == "row" for p in self.partitions):
-            raise SpaceError(
-                f"Quantizer {name} has a codebook per sub-group; space '{space}' has a scale per row: try --space codebook."
-            )
-        if self.space.heads or self.space.ffn_blocks:
-            raise SpaceError(
-                f"Quantizer {name} cannot remove heads or FFN blocks, as space '{space}' would: try --space codebook."
-            )
-
-    def without_student(self) -> Blueprint:
-        """The same of the model with all its layers."""
-        recipe = dataclasses.replace(self.recipe, student=StudentSettings())
-        return dataclasses.replace(self, recipe=recipe, source=self.source.with_every(1))
-
-    @property
-    def quantizer(self) -> Quantizer:
-        return QUANTIZERS[self.recipe.quantizer]
-
-    @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return self.source.shapes()
-
-    @cached_property
-    def token_counts(self) -> np.ndarray:
-        """Occurrences of every token in the training text, [vocabulary]."""
-        name = f"{self.source.backbone.embedding_modules['word_embedding']}.weight"
-        return self.train.token_counts(self.shapes[name][0])
-
-    def packed_settings(self) -> dict[str, object]:
-        """What the packed file says about itself."""
-        settings: dict[str, object] = {
-            "quantizer": self.recipe.quantizer,
-            "scale": self.space.scale,
-            "activation_bits": self.recipe.activation_bits,
-            "max_length": self.max_length,
-        }
-        per_row = [p.matrix.name for p in self.partitions if p.scale_or(self.space.scale) == "row"]
-        if self.space.scale != "row" and per_row:
-            settings["row_scales"] = per_row
-        if self.recipe.static_activations:
-            settings["activations"] = "static"
-        return settings
-
-    @cached_property
-    def partitions(self) -> tuple[Partition, ...]:
-        config = self.source.config
-        matrices = self.source.backbone.matrices(config, dict(self.shapes))
-        return self.space.partition(matrices, config.num_attention_heads, self.token_counts)
-
-    @property
-    def ranged(self) -> list[str]:
-        """Matrices of the layers whose input gets a learned static range."""
-        kinds = self.source.backbone.dynamic_activations if self.recipe.static_activations else ()
-        return [p.matrix.name for p in self.partitions if p.matrix.kind in kinds]
-
-    @cached_property
-    def byte_model(self) -> ByteModel:
-        quantised = {p.matrix.name for p in self.partitions}
-        rest = {name: shape for name, shape in self.shapes.items() if name not in quantised}
-        rest |= {f"{name.removesuffix('.weight')}.{RANGE_NAME}": (2,) for name in self.ranged}
-        units = self.space.units([p.matrix for p in self.partitions], self.source.config.num_attention_heads)
-        metadata = metadata_text(self.packed_settings())
-        return ByteModel(self.partitions, rest, self.space.scale, metadata, units, self.quantizer.storage)
-
-    def full_bytes(self, count: str = "file") -> int:
-        """Float32 size of what counts: the whole safetensors file, or the encoder's matrices."""
-        if count != "file":
-            return sum(4 * p.matrix.parameters for p in self.byte_model.partitions if p.matrix.layer is not None)
-        entries = [TensorEntry(name, "F32", shape) for name, shape in sorted(self.shapes.items())]
-        return sum(entry.bytes for entry in entries) + len(header_json(entries, ""))
-
-    @cached_property
-    def only_allocation(self) -> BitAllocation | None:
-        """The allocation of a space that leaves no choice; None where there is one."""
-        if self.byte_model.units or any(len(p.widths) > 1 for p in self.partitions):
-            return None
-        return BitAllocation({p.matrix.name: p.widths * p.groups for p in self.partitions})
-
-    @cached_property
-    def own_budget(self) -> SizeBudget | None:
-        """The size that the recipe itself fixes, by its mean bits or by a space without a choice; None: it has to be given."""
-        if self.recipe.encoder_bits:
-            return SizeBudget(int(self.full_bytes("codes") * self.recipe.encoder_bits / 32), "codes")
-        only = self.only_allocation
-        return None if only is None else SizeBudget(self.byte_model.exact_bytes(only))
-
-    def table(self, budget: SizeBudget) -> ChoiceTable:
-        """The table of choices under what `budget` counts. Raises BudgetError if the budget cannot be met."""
-        table = choice_table(self.byte_model, budget.count)
-        check_budget(budget, table, self.full_bytes(budget.count), self.byte_model)
-        return table
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,74 +72,6 @@ def save_pretrained(folder: Path, *parts: Any) -> None:
                 raise OSError(int(number[1]), str(error)) from error
 
 
-def check_strategies(names: Sequence[str]) -> None:
-    """Raise SpaceError for a name that is no strategy."""
-    for name in names:
-        if name not in STRATEGIES:
-            raise SpaceError(f"Unknown strategy '{name}'; known are {', '.join(STRATEGIES)}.")
-
-
-def estimate_stages(blueprint: Blueprint, strategy: str, controls: Sequence[str]) -> list[tuple[str, float]]:
-    """Stages of a run as the progress display names them, with seconds on two cores."""
-    if blueprint.only_allocation is not None:  # there is nothing to search, and no control would differ
-        return estimate_refinement(blueprint, strategy)
-    recipe, (forward, step) = blueprint.recipe, _seconds(blueprint)
-    stages = _estimate_teacher(blueprint)
-    stages += [("Sensitivity", 25.0), ("Teacher outputs", len(blueprint.train) * forward)]
-    methods, layers = (strategy, *controls), len({p.matrix.layer for p in blueprint.byte_model.partitions})
-    searches = [_estimate_search(method, recipe.search, step, layers) for method in methods]
-    stages += [stage for stage in searches if stage[1]]
-    return stages + [stage for method in methods for stage in _estimate_recovery(method, blueprint)]
-
-
-def estimate_refinement(blueprint: Blueprint, method: str) -> list[tuple[str, float]]:
-    """The same of a run whose bits are known."""
-    return _estimate_teacher(blueprint) + _estimate_recovery(method, blueprint)
-
-
-def _seconds(blueprint: Blueprint) -> tuple[float, float]:
-    """Seconds of a text's forward pass, and of a training step on 32 texts."""
-    tokens = sum(len(ids) for ids in blueprint.train.ids) / len(blueprint.train) * 1.15  # padding
-    encoder = sum(p.matrix.parameters for p in blueprint.byte_model.partitions if p.matrix.layer is not None)
-    forward = 2 * encoder * tokens / operations_a_second(longest(blueprint.train))
-    return forward, 32 * 3 * forward + 0.06
-
-
-def _estimate_teacher(blueprint: Blueprint) -> list[tuple[str, float]]:
-    recipe, (forward, step) = blueprint.recipe, _seconds(blueprint)
-    teacher = recipe.teacher.epochs * len(blueprint.train) * (1 - recipe.search.held_out) * 3.6 * forward
-    student = [("Student", step * recipe.student.steps)] if recipe.student.keep_every > 1 else []
-    return [("Teacher", teacher), *student]
-
-
-def _estimate_recovery(method: str, blueprint: Blueprint) -> list[tuple[str, float]]:
-    """Title and seconds of a method's training and reconstruction."""
-    settings, (_, step) = blueprint.recipe.recovery, _seconds(blueprint)
-    # a step of reconstruction runs the layers before its module forwards, and its own module both ways
-    modules = 0.6 * settings.mrem_modules
-    linear = sum(p.matrix.layer is not None for p in blueprint.byte_model.partitions)
-    share = {"mrem-s": modules, "mrem-p": modules / 2, "layer-wise": 0.08 * linear}[settings.reconstruction]
-    stages = [(f"Recover {method}", step * settings.steps), ("Reconstruct", share * step * settings.mrem_steps)]
-    return [stage for stage in stages if stage[1]]
-
-
-def _estimate_search(strategy: str, settings: SearchSettings, step: float, layers: int) -> tuple[str, float]:
-    """Title and seconds of a strategy's own stage; `step`: seconds of a training step on 32 texts.
-
-    A product with the Hessian of one layer was measured to take 1.3 of these, with that of all matrices 3.5.
-    """
-    products = settings.hessian_slices * layers * settings.power_iterations
-    seconds = {
-        "dnas": 2.0 * step * settings.steps,
-        "bp-nas": 2.0 * step * settings.steps,
-        "bsq": 3.0 * step * settings.steps,
-        "optuna": settings.trials * settings.trial_samples * 0.4 * step / 32,
-        "qbert": 1.3 * step * products * settings.hessian_samples / 32,
-        "hawq": 3.5 * step * settings.trace_vectors * settings.batch_size / 32,
-    }
-    return "Hessian" if strategy in ("qbert", "hawq") else "Search", seconds.get(strategy, 0.0)
-
-
 class Workspace:
     """A blueprint made real in a run directory: teacher, calibration, and the steps every method takes."""
 
@@ -328,7 +80,7 @@ class Workspace:
         self.context = Context(run, progress, machine.torch_device(), seed, machine.precision, machine.checkpoint_seconds)
         self.given_model = blueprint.source.path  # another where the teacher was made elsewhere, for several runs
         self._inner_seconds = 0.0  # of the stages within the one being timed
-        _configure(machine)
+        machine.configure()
         data = blueprint.data
         if data.source is not None:
             run.record(data_source=data.source)
@@ -453,7 +205,7 @@ class Workspace:
 
         What this run has already stays.
         """
-        for name, state in {**states, **{_result_name(s): _result_state(result) for s, result in results.items()}}.items():
+        for name, state in {**states, **{_result_name(s): result.to_state() for s, result in results.items()}}.items():
             if self.run.load_state(name) is None:
                 self.run.save_state(name, state)
 
@@ -530,11 +282,11 @@ class Workspace:
             problem = self.problem(budget, stage)
             with self.timed(stage):
                 result = STRATEGIES[strategy].search(problem)
-            self.run.save_state(name, _result_state(result))
+            self.run.save_state(name, result.to_state())
             self.run.discard_state(stage)
             saved = self.run.load_state(name)
         assert saved is not None
-        return _result_from(saved)
+        return SearchResult.from_state(saved)
 
     def data_hashes(self) -> dict[str, str]:
         """sha256 of training and evaluation data."""
@@ -544,26 +296,3 @@ class Workspace:
 
 def _result_name(strategy: str) -> str:
     return f"search-{strategy}-result"
-
-
-def _result_state(result: SearchResult) -> dict[str, Any]:
-    arrays = {name: getattr(result, name) for name in RESULT_ARRAYS}
-    tensors = {name: None if array is None else torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
-    searched = None if result.searched is None else vars(result.searched)
-    plain = {"searched": searched, "derived_bytes": result.derived_bytes}
-    return {"allocation": json.dumps(result.allocation.to_json()), **plain, **tensors}
-
-
-def _result_from(saved: dict[str, Any]) -> SearchResult:
-    arrays = {name: None if saved[name] is None else saved[name].numpy() for name in RESULT_ARRAYS}
-    searched = None if saved["searched"] is None else Start(**saved["searched"])
-    allocation = BitAllocation.from_json(json.loads(saved["allocation"]))
-    return SearchResult(allocation, searched=searched, derived_bytes=saved["derived_bytes"], **arrays)
-
-
-def _configure(machine: Machine) -> None:
-    from autoquant.supernet.mixing import KERNELS
-
-    KERNELS.compile = machine.compile
-    if machine.threads:
-        torch.set_num_threads(machine.threads)

@@ -29,12 +29,14 @@ import tyro
 
 from autoquant import method, pipeline
 from autoquant.assets import default_backbone
+from autoquant.blueprint import Blueprint
 from autoquant.core.cost import SizeBudget
 from autoquant.core.derive import derive
 from autoquant.core.progress import TerminalProgress
 from autoquant.core.run import RunDirectory, atomic_write_text, device_name, file_sha256, versions
 from autoquant.core.settings import Recipe, from_mapping, load_preset
 from autoquant.core.space import load_space
+from autoquant.machine import Machine
 from autoquant.pack.model import load_packed
 from autoquant.strategies import STRATEGIES, SearchResult
 from autoquant.strategies.dnas import prior_values, sensitivity_prior, trusting
@@ -44,7 +46,7 @@ from autoquant.tasks.metrics import answers, score
 from autoquant.training.batches import Encoded, encode
 from autoquant.training.distillation import distillation_loss
 from autoquant.training.evaluate import predict_logits
-from autoquant.workspace import Blueprint, Machine, Workspace
+from autoquant.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results" / "ablation"
 SCORED_ROWS, SCORED_SHARE = 10_000, 0.1

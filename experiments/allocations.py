@@ -22,14 +22,16 @@ import tyro
 
 from autoquant import method, pipeline
 from autoquant.assets import default_backbone
+from autoquant.blueprint import Blueprint
 from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import TerminalProgress
 from autoquant.core.run import RunDirectory, atomic_write_text, file_sha256, versions
 from autoquant.core.settings import load_preset
+from autoquant.machine import Machine
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import load_glue
 from autoquant.training.batches import Encoded, encode
-from autoquant.workspace import Blueprint, Machine, Workspace
+from autoquant.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results" / "allocations"
 

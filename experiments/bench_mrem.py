@@ -30,10 +30,12 @@ import tyro
 
 from autoquant import method, pipeline
 from autoquant.assets import default_backbone
+from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.progress import SilentProgress
 from autoquant.core.run import RunDirectory
 from autoquant.core.settings import RECONSTRUCTION, load_preset
+from autoquant.machine import Machine
 from autoquant.refine import REFINERS, RefineProblem, mrem
 from autoquant.refinement import UniformBits
 from autoquant.tasks.data import TaskData
@@ -41,7 +43,7 @@ from autoquant.tasks.load import load_default, load_glue
 from autoquant.training.batches import encode, longest
 from autoquant.training.loop import Context
 from autoquant.training.products import fast_products
-from autoquant.workspace import Blueprint, Machine, Workspace
+from autoquant.workspace import Workspace
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from typing import Literal
 import tyro
 
 from autoquant.assets import default_backbone
+from autoquant.blueprint import Blueprint
 from autoquant.compare.cells import Cell, read_cells, write_csv
 from autoquant.compare.methods import resolve_methods
 from autoquant.compare.run import compare
@@ -33,11 +34,11 @@ from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import RunError
 from autoquant.core.progress import TerminalProgress
 from autoquant.core.settings import load_preset
+from autoquant.machine import Machine
 from autoquant.pipeline import Budget
 from autoquant.shared import cell_name
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import load_glue
-from autoquant.workspace import Blueprint, Machine
 
 RESULTS = Path(__file__).parent / "results"
 CELLS, CSV, MATCHED = RESULTS / "compare", RESULTS / "compare.csv", RESULTS / "compare-matched"

@@ -24,8 +24,8 @@ from autoquant.core.progress import Progress, TerminalProgress
 from autoquant.core.run import RunDirectory, atomic_write_text, file_sha256
 from autoquant.core.settings import load_preset
 from autoquant.deploy import export_run, finished_run, read_metrics
+from autoquant.machine import Machine
 from autoquant.tasks.load import load_default
-from autoquant.workspace import Machine
 
 RESULTS = Path(__file__).parent / "results" / "deployment"
 KEPT = ("task", "strategy", "metric", "deployed", "all_metrics", "bytes", "units_removed", "seconds", "seed")

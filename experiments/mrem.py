@@ -28,17 +28,19 @@ from filelock import FileLock
 
 from autoquant import method, pipeline
 from autoquant.assets import default_backbone
+from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import TerminalProgress
 from autoquant.core.run import RunDirectory, atomic_write_text, device_name, file_sha256, versions
 from autoquant.core.settings import RECONSTRUCTION, RecoverySettings, load_preset
+from autoquant.machine import Machine
 from autoquant.refinement import UniformBits
 from autoquant.strategies import SearchResult
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import load_glue
 from autoquant.training.batches import encode
-from autoquant.workspace import Blueprint, Machine, Workspace
+from autoquant.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results" / "mrem"
 BITS, RATIO = "2-2-8", 15

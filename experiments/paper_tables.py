@@ -25,8 +25,8 @@ from autoquant.compare.table import markdown, points
 from autoquant.core.errors import RunError
 from autoquant.core.progress import TerminalProgress
 from autoquant.core.settings import available_presets
+from autoquant.machine import Machine
 from autoquant.tasks.load import load_glue
-from autoquant.workspace import Machine
 
 RESULTS = Path(__file__).parent / "results" / "paper"
 GLUE = ("mnli", "qqp", "qnli", "sst2", "cola", "stsb", "mrpc", "rte")

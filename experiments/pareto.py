@@ -18,10 +18,10 @@ import tyro
 
 from autoquant.core.progress import TerminalProgress
 from autoquant.core.settings import load_preset
+from autoquant.machine import Machine
 from autoquant.pareto import plots
 from autoquant.pareto.results import Sweep
 from autoquant.pareto.sweep import sweep
-from autoquant.workspace import Machine
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import tyro
 
+from autoquant.blueprint import Blueprint
 from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import SilentProgress
 from autoquant.core.run import RunDirectory, atomic_write_text, file_sha256, versions
 from autoquant.core.settings import load_preset
+from autoquant.machine import Machine
 from autoquant.tasks.load import load_glue
-from autoquant.workspace import Blueprint, Machine, Workspace
+from autoquant.workspace import Workspace
 
 RESULT = Path(__file__).parent / "results" / "sensitivity.json"
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autoquant.blueprint import Blueprint
 from autoquant.compare.cells import read_cells
 from autoquant.compare.table import report
 from autoquant.core.errors import SpaceError
 from autoquant.core.settings import load_preset
 from autoquant.tasks.load import load_glue
-from autoquant.workspace import Blueprint
 
 PEERS = Path(__file__).parents[1] / "experiments" / "peers"
 sys.path.insert(0, str(PEERS))

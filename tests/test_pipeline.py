@@ -18,11 +18,11 @@ from autoquant.core.errors import CheckpointError
 from autoquant.core.run import file_sha256
 from autoquant.core.settings import Recipe, RecoverySettings, SearchSettings, TeacherSettings
 from autoquant.export.manifest import manifest_allocation, read_manifest
+from autoquant.machine import Machine
 from autoquant.pack.checkpoint import read_packed
 from autoquant.tasks.load import load_glue
 from autoquant.training.batches import encode
 from autoquant.training.evaluate import predict_logits
-from autoquant.workspace import Machine
 from runs import CONTROLS, FEWEST, MACHINE, Reference, log_of, metrics_of, reference, rows_of, search, search_arguments, stages_of
 
 __all__ = ["reference"]

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from autoquant import cli
+from autoquant.blueprint import Blueprint
 from autoquant.core.cost import MIB, choice_table
 from autoquant.core.settings import Recipe
 from autoquant.tasks.load import load_glue
-from autoquant.workspace import Blueprint
 from runs import task
 
 

@@ -11,12 +11,13 @@ from transformers import BertConfig
 
 from architectures import save_tiny
 from autoquant import cli
+from autoquant.blueprint import Blueprint
 from autoquant.core.cost import MIB
 from autoquant.core.settings import TeacherSettings, available_presets, load_preset
 from autoquant.core.space import load_space
+from autoquant.machine import Machine
 from autoquant.pipeline import finetune_teacher
 from autoquant.tasks.load import load_glue
-from autoquant.workspace import Blueprint, Machine
 from conftest import save_tokenizer
 from runs import MACHINE, log_of, metrics_of, task
 

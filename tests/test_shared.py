@@ -8,14 +8,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, BertForSequenceClassification
 
+from autoquant.blueprint import Blueprint
 from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import SilentProgress
 from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe, RecoverySettings, SearchSettings, StudentSettings, TeacherSettings
+from autoquant.machine import Machine
 from autoquant.shared import SharedParts, cell_name, drop_copies, pivot_budget, weights_sha256
 from autoquant.supernet.mixing import KERNELS
 from autoquant.tasks.load import load_glue
-from autoquant.workspace import Blueprint, Machine, Workspace
+from autoquant.workspace import Workspace
 from conftest import save_tokenizer
 
 RECIPE = Recipe(search=SearchSettings(steps=2, calibration_samples=32), teacher=TeacherSettings(epochs=1))

@@ -1,6 +1,5 @@
 """What all methods share is made once, kept in the run directory, and the same when read again."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,17 +11,17 @@ import pytest
 import torch
 
 from autoquant import workspace as module
+from autoquant.blueprint import Blueprint
 from autoquant.core.cost import SizeBudget
-from autoquant.core.errors import BudgetError, ModelError, RunError, SpaceError
 from autoquant.core.progress import SilentProgress
 from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe, SearchSettings, TeacherSettings
-from autoquant.core.space import load_space
+from autoquant.machine import Machine
 from autoquant.strategies import STRATEGIES
 from autoquant.supernet.mixing import KERNELS
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import load_glue
-from autoquant.workspace import Blueprint, Machine, Workspace, check_strategies, estimate_stages
+from autoquant.workspace import Workspace
 
 MACHINE = Machine("cpu", compile=False)
 RECIPE = Recipe(
@@ -59,84 +58,6 @@ def open_workspace(tiny_classifier_dir: Path, data: TaskData, tmp_path: Path) ->
 
 def refuse(*_: object, **__: object) -> Any:
     pytest.fail("done again")
-
-
-# Before anything is trained --------------------------------------------------------------------------------------------
-
-
-def test_a_blueprint_weighs_what_the_model_will(tiny_classifier_dir: Path, data: TaskData) -> None:
-    blueprint = Blueprint.draw(str(tiny_classifier_dir), data, RECIPE, 16, trim_positions=True)
-    shapes = blueprint.shapes
-    partitions = {p.matrix.name: p for p in blueprint.byte_model.partitions}
-    assert shapes["bert.embeddings.position_embeddings.weight"] == (16, 32)
-    assert partitions["bert.embeddings.position_embeddings.weight"].matrix.rows == 16
-    assert set(partitions) | set(blueprint.byte_model.rest) == set(shapes)
-    assert not set(partitions) & set(blueprint.byte_model.rest)
-    assert blueprint.token_counts.sum() == sum(len(ids) for ids in blueprint.train.ids)
-
-
-def test_full_bytes_are_those_of_the_file_it_came_from(tiny_classifier_dir: Path, data: TaskData) -> None:
-    blueprint = Blueprint.draw(str(tiny_classifier_dir), data, RECIPE, 32, trim_positions=False)
-    file = (tiny_classifier_dir / "model.safetensors").stat().st_size
-    assert blueprint.full_bytes() == pytest.approx(file, rel=0.002)  # but for the header's padding and metadata
-    assert blueprint.full_bytes("encoder") == 4 * 2 * (4 * 32 * 32 + 2 * 32 * 64)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"quantizer": "nothing"}, "Unknown quantizer 'nothing'; known are midrise"),
-        ({"space": "nothing"}, "No search space"),
-        ({"quantizer": "twn"}, "twn has 2, 8 bits; space 'default' offers 1 in word_embedding"),
-        ({"quantizer": "gobo"}, "gobo has a codebook per sub-group; space 'default' has a scale per row: try --space codebook"),
-        ({"quantizer": "pq", "space": "structured"}, "pq has a codebook per sub-group"),
-    ],
-)
-def test_what_cannot_be_is_refused(changes: dict[str, Any], message: str, tiny_classifier_dir: Path, data: TaskData) -> None:
-    with pytest.raises(SpaceError, match=message):
-        Blueprint.draw(str(tiny_classifier_dir), data, dataclasses.replace(RECIPE, **changes), 32, trim_positions=False)
-
-
-def test_a_model_that_is_not_there_is_refused(data: TaskData, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match=r"config\.json is missing"):
-        Blueprint.draw(str(tmp_path / "empty"), data, RECIPE, 32, trim_positions=False)
-
-
-def test_budgets_that_cannot_be_are_refused(tiny_classifier_dir: Path, data: TaskData) -> None:
-    blueprint = Blueprint.draw(str(tiny_classifier_dir), data, RECIPE, 32, trim_positions=False)
-    for size, message in ((1000, "below the smallest allocation"), (10**9, "not below full precision")):
-        with pytest.raises(BudgetError, match=message):
-            blueprint.table(SizeBudget(size))
-
-
-def test_a_given_space_counts_and_not_the_recipes(tiny_classifier_dir: Path, data: TaskData) -> None:
-    space = dataclasses.replace(load_space("layer"), scale="subgroup")
-    blueprint = Blueprint.draw(str(tiny_classifier_dir), data, RECIPE, 32, trim_positions=False, space=space)
-    assert blueprint.packed_settings()["scale"] == "subgroup"
-    assert {p.groups for p in blueprint.byte_model.partitions if p.matrix.layer is not None} == {1}
-
-
-def test_strategies_are_checked_by_name() -> None:
-    check_strategies(list(STRATEGIES))
-    with pytest.raises(SpaceError, match="Unknown strategy 'best'; known are dnas"):
-        check_strategies(["uniform", "best"])
-
-
-@pytest.mark.parametrize("machine", [Machine(device="nowhere"), Machine(threads=-1), Machine(checkpoint_seconds=-1.0)])
-def test_a_machine_that_cannot_be_is_refused(machine: Machine) -> None:
-    with pytest.raises(RunError):
-        machine.check()
-
-
-def test_every_stage_is_estimated(tiny_classifier_dir: Path, data: TaskData) -> None:
-    blueprint = Blueprint.draw(str(tiny_classifier_dir), data, RECIPE, 32, trim_positions=False)
-    stages = estimate_stages(blueprint, "dnas", ["uniform"])
-    assert [name for name, _ in stages][-4:] == ["Recover dnas", "Reconstruct", "Recover uniform", "Reconstruct"]
-    assert all(seconds > 0 for _, seconds in stages)
-
-
-# Made once -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_trained_head_is_the_teacher(open_workspace: Opener, tiny_classifier: torch.nn.Module) -> None:

@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 
 from autoquant import pipeline
+from autoquant.blueprint import Blueprint
 from autoquant.compare.cells import Cell, read_cells, write_csv
 from autoquant.compare.methods import BASELINE, Method, resolve_methods
 from autoquant.compare.table import COLUMNS, NOTE, report, table, title
@@ -27,11 +28,11 @@ from autoquant.core.progress import Progress, SilentProgress, rounded
 from autoquant.core.run import RunDirectory, atomic_write_text, device_name, versions
 from autoquant.core.settings import Recipe, from_mapping, load_preset
 from autoquant.export.manifest import manifest_allocation, read_manifest
+from autoquant.machine import Machine
 from autoquant.refine import REFINERS
 from autoquant.shared import SharedParts, cell_name, drop_copies, mib_text, pivot_budget, weights_sha256
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.metrics import answers
-from autoquant.workspace import Blueprint, Machine
 
 TEACHER_SEED = 0
 OWN_STAGES, CALIBRATION = ("search", "recover", "pack"), "calibrate"

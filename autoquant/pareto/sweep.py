@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autoquant import pipeline
 from autoquant.assets import default_backbone
+from autoquant.blueprint import Blueprint
 from autoquant.core.cost import MIB, SizeBudget
 from autoquant.core.errors import BudgetError, CheckpointError, RunError, SpaceError
 from autoquant.core.progress import Progress, SilentProgress
@@ -33,6 +34,7 @@ from autoquant.core.space import load_space
 from autoquant.export import EXPORTERS
 from autoquant.export.manifest import space_content
 from autoquant.inference import load
+from autoquant.machine import Machine
 from autoquant.pareto.command import common_options, data_options, mib_number
 from autoquant.pareto.latency import FORMAT, TEXTS, latency_ms
 from autoquant.pareto.report import write_report
@@ -41,9 +43,9 @@ from autoquant.pareto.storage import database_errors, default_storage, open_stor
 from autoquant.pareto.trials import PATIENCE, Counts, Plan, by_cell, check_patience, count, enqueue_missing, is_lost, owner, work
 from autoquant.pareto.tuning import SAMPLERS, Range, apply_settings, check_tunable, parse_range, size_variants, suggest
 from autoquant.shared import SharedParts, cell_name, drop_copies, mib_text, pivot_budget, weights_sha256
+from autoquant.strategies import check_strategies
 from autoquant.tasks.data import TaskData
 from autoquant.training.batches import encode
-from autoquant.workspace import Blueprint, Machine, check_strategies
 
 SETTINGS = "autoquant"  # the study's attribute
 

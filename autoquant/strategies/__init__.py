@@ -1,5 +1,8 @@
 """Which bits? One file a strategy, one protocol; the table drives the contract tests."""
 
+from collections.abc import Sequence
+
+from autoquant.core.errors import SpaceError
 from autoquant.strategies.base import Problem, SearchResult, SearchStrategy, Start
 from autoquant.strategies.bp_nas import BpNas
 from autoquant.strategies.bsq import Bsq
@@ -28,4 +31,11 @@ STRATEGIES: dict[str, SearchStrategy] = {
 # Their search takes long, and what it learned (`SearchResult.values`) holds under every budget: only the knapsack is another.
 REUSABLE: frozenset[str] = frozenset({"dnas", "reversed", "qbert", "hawq"})
 
-__all__ = ["REUSABLE", "STRATEGIES", "Problem", "SearchResult", "SearchStrategy", "Start"]
+__all__ = ["REUSABLE", "STRATEGIES", "Problem", "SearchResult", "SearchStrategy", "Start", "check_strategies"]
+
+
+def check_strategies(names: Sequence[str]) -> None:
+    """Raise SpaceError for a name that is no strategy."""
+    for name in names:
+        if name not in STRATEGIES:
+            raise SpaceError(f"Unknown strategy '{name}'; known are {', '.join(STRATEGIES)}.")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from autoquant.core.allocation import BitAllocation
@@ -17,6 +19,8 @@ from autoquant.strategies.sensitivity import Sensitivity
 from autoquant.supernet.build import Supernet
 from autoquant.training.distillation import TeacherOutputs
 from autoquant.training.loop import Context
+
+ARRAYS = ("values", "removal", "probability")  # of a SearchResult
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +76,22 @@ class SearchResult:
     probability: np.ndarray | None = None
     searched: Start | None = None
     derived_bytes: int | None = None
+
+    def to_state(self) -> dict[str, Any]:
+        """Tensors and plain values, as a run directory keeps them."""
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        tensors = {name: None if array is None else torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+        searched = None if self.searched is None else vars(self.searched)
+        plain = {"searched": searched, "derived_bytes": self.derived_bytes}
+        return {"allocation": json.dumps(self.allocation.to_json()), **plain, **tensors}
+
+    @classmethod
+    def from_state(cls, saved: Mapping[str, Any]) -> SearchResult:
+        """What `to_state` gave."""
+        arrays = {name: None if saved[name] is None else saved[name].numpy() for name in ARRAYS}
+        searched = None if saved["searched"] is None else Start(**saved["searched"])
+        allocation = BitAllocation.from_json(json.loads(saved["allocation"]))
+        return cls(allocation, searched=searched, derived_bytes=saved["derived_bytes"], **arrays)
 
 
 class SearchStrategy(Protocol):

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ByteModel
 from autoquant.core.errors import SpaceError
 from autoquant.core.space import KINDS, Rule, SearchSpace
 from autoquant.core.subgroup import Partition
-from autoquant.workspace import Blueprint
 
 WIDTHS, FLOAT_BITS = (1, 2, 3, 4, 8), 16
 

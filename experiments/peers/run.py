@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from recount import recount
 from transformers import AutoModelForSequenceClassification
 
+from autoquant.blueprint import Blueprint
 from autoquant.compare.cells import Cell
 from autoquant.compare.run import compare
 from autoquant.core.cost import SizeBudget
@@ -40,12 +41,12 @@ from autoquant.core.progress import TerminalProgress
 from autoquant.core.run import file_sha256, versions
 from autoquant.core.settings import load_preset
 from autoquant.export.onnx.baseline import write_float
+from autoquant.machine import Machine
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import load_glue
 from autoquant.tasks.metrics import METRICS, answers
 from autoquant.training.batches import encode
 from autoquant.training.evaluate import predict_logits
-from autoquant.workspace import Blueprint, Machine
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "peers"

@@ -13,15 +13,17 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
+from autoquant.blueprint import Blueprint
 from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import SilentProgress
 from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe, SearchSettings
+from autoquant.machine import Machine
 from autoquant.strategies import Problem
 from autoquant.supernet.mixing import KERNELS
 from autoquant.tasks.data import TaskData, TextData
 from autoquant.tasks.load import load_glue
-from autoquant.workspace import Blueprint, Machine, Workspace
+from autoquant.workspace import Workspace
 
 STEPS = 6
 SHORT: dict[str, Any] = {

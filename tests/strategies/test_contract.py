@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from autoquant.core.cost import SizeBudget, choice_table
-from autoquant.core.errors import BudgetError
+from autoquant.core.errors import BudgetError, SpaceError
 from autoquant.core.progress import SilentProgress
-from autoquant.strategies import REUSABLE, STRATEGIES, Problem, SearchResult
+from autoquant.strategies import REUSABLE, STRATEGIES, Problem, SearchResult, check_strategies
 from autoquant.strategies.reuse import rederive
 from autoquant.workspace import Workspace
 
@@ -148,3 +148,9 @@ def test_an_interrupted_strategy_is_the_same_strategy(name: str, make_problem: M
     resumed = search(name, problem)
     assert resumed.allocation == whole.allocation
     assert run.read_log() == log
+
+
+def test_strategies_are_checked_by_name() -> None:
+    check_strategies(list(STRATEGIES))
+    with pytest.raises(SpaceError, match="Unknown strategy 'best'; known are dnas"):
+        check_strategies(["uniform", "best"])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import BertForSequenceClassification
 
+from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ChoiceTable, choice_table
 from autoquant.core.settings import Recipe
@@ -23,7 +24,6 @@ from autoquant.supernet.calibration import initial_scales, input_moments, input_
 from autoquant.supernet.mixing import KERNELS
 from autoquant.tasks.load import load_glue
 from autoquant.training.batches import Encoded
-from autoquant.workspace import Blueprint
 
 
 @pytest.fixture(autouse=True)
