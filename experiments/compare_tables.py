@@ -24,11 +24,17 @@ def compare_table() -> str:
 
 
 def _missing(cells: Sequence[Cell]) -> str:
+    """How many cells there are, and what is missing: whole tasks, or methods with their seeds."""
     there = {(cell.task, cell.method, cell.seed) for cell in cells}
-    wanted = [(task, name, seed) for task in TASKS for name, seeds in planned() for seed in seeds]
-    missing = [f"{task} {name} seed {seed}" for task, name, seed in wanted if (task, name, seed) not in there]
-    counted = f"{len(cells)} cells; planned are {len(RATIOS)} budgets for each of {len(wanted)} tasks, methods and seeds."
-    return f"{counted} Not measured yet, or not to be had at these sizes: {', '.join(missing)}." if missing else counted
+    texts = []
+    for task in TASKS:
+        wanting = [(name, [seed for seed in seeds if (task, name, seed) not in there]) for name, seeds in planned()]
+        methods = [f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in wanting if seeds]
+        untouched = task not in {cell.task for cell in cells}
+        texts += [f"{task}: {'everything' if untouched else ', '.join(methods)}"] if methods else []
+    count = sum(len(seeds) for _, seeds in planned()) * len(TASKS)
+    counted = f"{len(cells)} cells; planned are {len(RATIOS)} budgets for each of {count} tasks, methods and seeds."
+    return f"{counted} Not measured yet, or not to be had at these sizes: {'; '.join(texts)}." if texts else counted
 
 
 def linears_table() -> str:
