@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from autoquant.compare.cells import Cell, read_cells
@@ -25,15 +26,18 @@ def compare_table() -> str:
 
 def _missing(cells: Sequence[Cell]) -> str:
     """How many cells there are, and what is missing: whole tasks, or methods with their seeds."""
-    there = {(cell.task, cell.method, cell.seed) for cell in cells}
-    texts = []
+    there = Counter((cell.task, cell.method, cell.seed) for cell in cells)
+    fixed, texts = {cell.method for cell in cells if cell.own_size}, []
     for task in TASKS:
-        wanting = [(name, [seed for seed in seeds if (task, name, seed) not in there]) for name, seeds in planned()]
-        methods = [f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in wanting if seeds]
+        methods = []
+        for name, seeds in planned():
+            wanted = 1 if name in fixed else len(RATIOS)
+            lacking = [(seed, there[task, name, seed]) for seed in seeds if there[task, name, seed] < wanted]
+            some = [f"{seed} in part" if count else str(seed) for seed, count in lacking]
+            methods += [f"{name} (seed {', '.join(some)})"] if some else []
         untouched = task not in {cell.task for cell in cells}
         texts += [f"{task}: {'everything' if untouched else ', '.join(methods)}"] if methods else []
-    count = sum(len(seeds) for _, seeds in planned()) * len(TASKS)
-    counted = f"{len(cells)} cells; planned are {len(RATIOS)} budgets for each of {count} tasks, methods and seeds."
+    counted = f"{len(cells)} cells."
     return f"{counted} Not measured yet, or not to be had at these sizes: {'; '.join(texts)}." if texts else counted
 
 
@@ -51,7 +55,7 @@ def linears_table() -> str:
         bits, size = f"{cell.recipe['linear_bits']:.2f}", f"{cell.recipe['linear_bytes']:,}"
         rows.append([_name(cell), bits, size, *_numbers(cell)])
         beside = read_cells(PEERS / "ours" / f"{cell.task}-{cell.method}")
-        rows += [[f"ours ({own.method})", "", f"{own.budget_bytes:,}", *_numbers(own)] for own in beside]
+        rows += [[_ours(own), "", f"{own.budget_bytes:,}", *_numbers(own)] for own in beside]
     return markdown(columns, rows)
 
 
@@ -66,7 +70,7 @@ def whole_table() -> str:
         own = size_text(cell.recipe["own_file_bytes"])
         rows.append([_name(cell), size_text(cell.file_bytes), own, *_numbers(cell)])
     for cell in _ours_whole():
-        rows.append([f"ours ({cell.method})", size_text(cell.file_bytes), size_text(cell.file_bytes), *_numbers(cell)])
+        rows.append([_ours(cell), size_text(cell.file_bytes), size_text(cell.file_bytes), *_numbers(cell)])
     return markdown(columns, rows)
 
 
@@ -83,6 +87,11 @@ def _ours_whole() -> list[Cell]:
 
 def _name(cell: Cell) -> str:
     return f"{cell.method} ({cell.recipe['version']}; activations {cell.recipe['activations']})"
+
+
+def _ours(cell: Cell) -> str:
+    products = "" if cell.precision == "fp32" else f"; trained with {cell.precision} products"
+    return f"ours ({cell.method}; activations int{cell.recipe['activation_bits']}, dynamic{products})"
 
 
 def _heads() -> list[str]:

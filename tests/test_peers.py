@@ -39,6 +39,13 @@ def test_one_matrix_by_hand(blueprint: Blueprint) -> None:
     assert -600 < header < 0  # three tensors instead of one have longer names in the header
 
 
+def test_scales_of_groups_count(blueprint: Blueprint) -> None:
+    """32 inputs in groups of 12 are 3 groups: two scales of 2 bytes more for each of 32 rows."""
+    rows, groups = recount(blueprint, {QUERY: 4}), recount(blueprint, {QUERY: 4}, {QUERY: 12})
+    assert groups.linear - rows.linear == groups.file - rows.file == 2 * 2 * 32
+    assert groups.linear_bits == rows.linear_bits
+
+
 @pytest.mark.parametrize("bits", [{QUERY: 5}, {"no.such.weight": 4}])
 def test_what_cannot_be_packed_is_refused(bits: dict[str, int], blueprint: Blueprint) -> None:
     with pytest.raises(SpaceError, match="cannot be packed"):

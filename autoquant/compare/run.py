@@ -31,6 +31,7 @@ from autoquant.export.manifest import manifest_allocation, read_manifest
 from autoquant.machine import Machine
 from autoquant.refine import REFINERS
 from autoquant.shared import SharedParts, cell_name, drop_copies, mib_text, pivot_budget, weights_sha256
+from autoquant.strategies import LEARNS_FROM
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.metrics import answers
 
@@ -130,6 +131,7 @@ class Bench:
         if prepared is not None:
             seconds, peaks = [*seconds, prepared.seconds], [*peaks, prepared.peaks_mib]
         stages = [f"{part}-{recipe.search.strategy}" for part in OWN_STAGES]
+        stages += [f"search-{other}" for other in LEARNS_FROM.get(recipe.search.strategy, ())]
         manifest = read_manifest(result.model_dir / "allocation.json")
         return Cell(
             task=self.data.task.name,

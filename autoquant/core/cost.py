@@ -337,13 +337,15 @@ class Removable:
 
 
 def choice_table(model: ByteModel, count: str = "file") -> ChoiceTable:
-    """The flat table of a model's choices; what does not count against the budget weighs nothing in it."""
+    """The flat table of a model's choices. What does not count against the budget weighs nothing in it, and is as wide as can be:
+    no method has a reason to make it narrower."""
     widths = tuple(sorted({width for p in model.partitions for width in p.widths}))
     sizes, allowed, parameters = [], [], []
     for partition in model.partitions:
         columns = [model.choice_bytes(partition, w, count) for w in widths]
         sizes.append(np.stack(columns, axis=1))
-        allowed.append(np.tile([w in partition.widths for w in widths], (partition.groups, 1)))
+        offered = partition.widths if count == "file" or partition.matrix.layer is not None else partition.widths[-1:]
+        allowed.append(np.tile([w in offered for w in widths], (partition.groups, 1)))
         parameters.append(np.asarray(partition.sizes, dtype=np.int64) * partition.matrix.columns)
     fixed = model.fixed_bytes if count == "file" else 0
     table = ChoiceTable(

@@ -1,7 +1,8 @@
 """Quant-Noise (Fan, Stock et al. 2020): in every forward pass only a random share of the weight blocks is quantised.
 
 The other blocks are as they are, so their gradient is exact; the quantised ones get the straight-through one. What is packed
-is quantised as a whole. A block is 8 neighbouring weights of a row, the sub-vector of the paper's product quantisation.
+is quantised as a whole: codebooks are made anew of the trained weights (the paper's iPQ; its tuning of centroids layer by layer
+is not here). A block is what one code stands for, or else 8 neighbouring weights of a row.
 """
 
 from __future__ import annotations
@@ -9,20 +10,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoquant.refine.base import RefineProblem
 from autoquant.refine.train import everything, terms_loss, train
 from autoquant.refine.weights import replaced_weights
+from autoquant.supernet.coded import CodedWeight
 
 BLOCK = 8  # weights
 
 
-def quantised_in_part(quantised: Tensor, latent: Tensor, share: float) -> Tensor:
+def quantised_in_part(quantised: Tensor, latent: Tensor, share: float, block: int = BLOCK) -> Tensor:
     """`quantised` in a random `share` of the blocks, `latent` in the others; all [rows, columns]."""
     rows, columns = latent.shape
-    drawn = torch.rand(rows, -(-columns // BLOCK), device=latent.device) < share
-    return torch.where(drawn.repeat_interleave(BLOCK, dim=1)[:, :columns], quantised, latent)
+    drawn = torch.rand(rows, -(-columns // block), device=latent.device) < share
+    return torch.where(drawn.repeat_interleave(block, dim=1)[:, :columns], quantised, latent)
+
+
+def block_of(mixed: nn.Module) -> int:
+    """Weights of a block of this matrix."""
+    if not (isinstance(mixed, CodedWeight) and mixed.quantizer.storage.vectors):
+        return BLOCK
+    return max(mixed.quantizer.storage.block(bits) for bits in mixed.chosen_widths())
 
 
 @dataclass(frozen=True)
@@ -30,8 +39,14 @@ class QuantNoise:
     """All weights and scales learn, from the terms that the recipe's `distillation` weighs, under noise."""
 
     def refine(self, problem: RefineProblem) -> None:
-        def noisy(_: str, quantised: Tensor, latent: Tensor, __: Tensor | None) -> Tensor:
-            return quantised_in_part(quantised, latent, problem.settings.noise)
+        matrices = dict(problem.supernet.mixed_weights())
+        blocks = {name: block_of(mixed) for name, mixed in matrices.items()}
+
+        def noisy(name: str, quantised: Tensor, latent: Tensor, _: Tensor | None) -> Tensor:
+            return quantised_in_part(quantised, latent, problem.settings.noise, blocks[name])
 
         with replaced_weights(problem.supernet, noisy):
             train(problem, terms_loss(problem, problem.distillation), everything(problem))
+        for mixed in matrices.values():
+            if isinstance(mixed, CodedWeight):
+                mixed.measure_again()

@@ -31,7 +31,10 @@ STRATEGIES: dict[str, SearchStrategy] = {
 # Their search takes long, and what it learned (`SearchResult.values`) holds under every budget: only the knapsack is another.
 REUSABLE: frozenset[str] = frozenset({"dnas", "reversed", "qbert", "hawq"})
 
-__all__ = ["REUSABLE", "STRATEGIES", "Problem", "SearchResult", "SearchStrategy", "Start", "check_strategies"]
+# They begin with the search of others (`Problem.learned`), whose stages are theirs too.
+LEARNS_FROM: dict[str, tuple[str, ...]] = {"reversed": ("dnas",)}
+
+__all__ = ["LEARNS_FROM", "REUSABLE", "STRATEGIES", "Problem", "SearchResult", "SearchStrategy", "Start", "check_strategies"]
 
 
 def check_strategies(names: Sequence[str]) -> None:

@@ -104,8 +104,7 @@ class Study:
     def __init__(self, matrices: ChoiceTable) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        free = matrices.bytes.max(axis=1) == 0  # does not count against the budget: as wide as can be
-        self.columns = [np.flatnonzero(may)[-1 if f else 0 :] for may, f in zip(matrices.allowed, free, strict=True)]
+        self.columns = [np.flatnonzero(may) for may in matrices.allowed]
         names = [partition.matrix.name for partition in matrices.partitions]
         self.distributions = {n: IntDistribution(0, len(c) - 1) for n, c in zip(names, self.columns, strict=True)}
         self.study = optuna.create_study(direction="minimize")

@@ -15,8 +15,7 @@ def nearest_columns(table: ChoiceTable, width: int | np.ndarray) -> np.ndarray:
     """Column [N] of `width` (one for all, or [N]); where it is not allowed, of the next wider one that is, or of the widest."""
     wanted = table.allowed & (np.asarray(table.widths) >= np.reshape(width, (-1, 1)))
     widest = table.allowed.shape[1] - 1 - table.allowed[:, ::-1].argmax(axis=1)
-    free = table.bytes.max(axis=1) == 0  # does not count against the budget: as wide as can be, as every strategy has it
-    return np.where(wanted.any(axis=1) & ~free, wanted.argmax(axis=1), widest)
+    return np.where(wanted.any(axis=1), wanted.argmax(axis=1), widest)
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,17 @@ class CodedWeight(nn.Module):
         values = self.quantizer.decode(codes, codebook, group, bits, columns) + (weight - weight.detach())
         return torch.where(self.is_outlier[rows], weight, values) if self.quantizer.storage.outlier_every else values
 
+    def chosen_widths(self) -> set[int]:
+        """Bits of the widths that sub-groups have."""
+        assert self._column is not None
+        return {self.widths[column] for column in self._column.tolist()}
+
+    @torch.no_grad()
+    def measure_again(self) -> None:
+        """Put codebooks of the weights as they are now in the place of the learned ones, at the widths that are chosen."""
+        found = self.quantizer.measure(self.weight, self.widths, self.group_of_row, sorted(self.chosen_widths()))
+        self.codebooks.copy_(found / self.spread)
+
     def quantiser_parameters(self) -> list[nn.Parameter]:
         """What is learned beside the weight."""
         return [self.codebooks]

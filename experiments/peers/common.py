@@ -105,14 +105,19 @@ def finish(
     peak: float,
     logits: np.ndarray,
     activations: str,
+    group_size: dict[str, int] | None = None,
 ) -> None:
-    """Write result.json and logits.npy. `bits`: matrix name -> width of its codes; what is not in it stayed float."""
+    """Write result.json and logits.npy. `bits`: matrix name -> width of its codes; what is not in it stayed float.
+
+    `group_size`: matrix name -> inputs that share a scale, for those with more than one scale a row.
+    """
     np.save(OUTPUT / "logits.npy", logits.astype(np.float32))
     result = {
         "tool": tool,
         "version": version,
         "setting": SETTING,
         "bits": bits,
+        "group_size": group_size or {},
         "own_file_bytes": own_file_bytes,
         "seconds": seconds,
         "peak_mib": peak,

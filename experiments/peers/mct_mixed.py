@@ -1,8 +1,10 @@
 """Sony's model-compression-toolkit: post-training mixed precision of 2, 4 and 8 bits; SETTING is a share of the 8-bit memory.
 
+Activations stay float, as those of the other tools that choose widths do, unless SETTING ends in `-int8`: the toolkit's own way.
+
 Traps: torchvision's operators do not load beside a CPU build of torch, so the two that its import needs are declared here;
 torch.fx cannot trace the transformers model, and only float tensors are fed, so a static copy of the encoder starts after the
-embeddings, which stay float; activations become int8 along with the weights; the result is simulated, not packed.
+embeddings and ends before the pooler, which stay float; the result is simulated, not packed.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import sys
 from importlib import metadata
 
-import numpy as np
 import torch
 from common import SETTING, Stopwatch, batches, finish, load_teacher, peak_mib, saved_bytes
 from torch import Tensor, nn
@@ -55,18 +56,17 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Everything after the embeddings, for texts padded to one length; module names say which matrix is which."""
+    """Everything between embeddings and pooler, for texts padded to one length; module names say which matrix is which."""
 
     def __init__(self, model: nn.Module, tokens: int) -> None:
         super().__init__()
         heads = model.config.num_attention_heads
         self.layers = nn.ModuleList(Layer(layer, heads, tokens) for layer in model.bert.encoder.layer)
-        self.pooler, self.tanh, self.classifier = model.bert.pooler.dense, nn.Tanh(), model.classifier
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         for layer in self.layers:
             hidden = layer(hidden, mask)
-        return self.classifier(self.tanh(self.pooler(hidden[:, 0])))
+        return hidden[:, 0]
 
 
 def embedded(model: nn.Module, name: str, tokens: int) -> list[list[Tensor]]:
@@ -89,7 +89,9 @@ def main() -> None:
     encoder, data = Encoder(model, tokens).eval(), embedded(model, "calibration", tokens)
     platform = mct.get_target_platform_capabilities(tpc_version="1.0", device_type="imx500")
     images = mct.core.MixedPrecisionQuantizationConfig(num_of_images=len(data))
-    config = mct.core.CoreConfig(mixed_precision_config=images)
+    share, _, activations = SETTING.partition("-")
+    debug = mct.core.DebugConfig(network_editor=[] if activations else [float_activations(mct)])
+    config = mct.core.CoreConfig(mixed_precision_config=images, debug_config=debug)
 
     def representative():
         yield from data
@@ -101,18 +103,27 @@ def main() -> None:
         quantised, _ = mct.ptq.pytorch_post_training_quantization(
             encoder,
             representative,
-            target_resource_utilization=mct.core.ResourceUtilization(weights_memory=float(SETTING) * most.weights_memory),
+            target_resource_utilization=mct.core.ResourceUtilization(weights_memory=float(share) * most.weights_memory),
             core_config=config,
             target_platform_capabilities=platform,
         )
     peak = peak_mib()
     with torch.no_grad():
-        logits = np.concatenate([quantised(*batch).numpy() for batch in embedded(model, "evaluation", tokens)])
+        first = torch.cat([quantised(*batch) for batch in embedded(model, "evaluation", tokens)])
+        logits = model.classifier(torch.tanh(model.bert.pooler.dense(first))).numpy()
     own = saved_bytes(quantised.state_dict())
     version = metadata.version("model-compression-toolkit")
-    finish(
-        "model-compression-toolkit", version, widths(quantised, encoder, model), own, spent.seconds, peak, logits, "int8, static"
-    )
+    about = f"{activations}, static" if activations else "float32"
+    finish("model-compression-toolkit", version, widths(quantised, encoder, model), own, spent.seconds, peak, logits, about)
+
+
+def float_activations(mct):
+    """The toolkit has no switch for it: an edit of every node's candidates."""
+    from model_compression_toolkit.core.common.quantization.node_quantization_config import ActivationQuantizationMode
+
+    editor = mct.core.network_editor
+    off = editor.ChangeCandidatesActivationQuantConfigAttr(quant_mode=ActivationQuantizationMode.NO_QUANT)
+    return editor.EditRule(filter=editor.NodeNameScopeFilter(""), action=off)
 
 
 def widths(quantised: nn.Module, encoder: Encoder, model: nn.Module) -> dict[str, int]:

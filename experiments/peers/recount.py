@@ -1,4 +1,5 @@
-"""What do another tool's widths weigh in our file? Rows of codes, a float16 scale for each of them, and the rest in float16."""
+"""What do another tool's widths weigh in our file? Rows of codes, a float16 scale for each of them (or for each of the groups
+that a tool divides rows into), and the rest in float16."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ByteModel
 from autoquant.core.errors import SpaceError
 from autoquant.core.space import KINDS, Rule, SearchSpace
+from autoquant.core.storage import SCALE_BYTES
 from autoquant.core.subgroup import Partition
 
 WIDTHS, FLOAT_BITS = (1, 2, 3, 4, 8), 16
@@ -25,8 +27,9 @@ class Size:
     linear_bits: float
 
 
-def recount(blueprint: Blueprint, bits: Mapping[str, int]) -> Size:
-    """`bits`: matrix name -> bits of its codes; matrices that are not in it stay float.
+def recount(blueprint: Blueprint, bits: Mapping[str, int], group_size: Mapping[str, int] | None = None) -> Size:
+    """`bits`: matrix name -> bits of its codes; matrices that are not in it stay float. `group_size`: matrix name -> weights of a
+    row that share a scale, for those whose rows have several.
 
     Raises SpaceError for a name that is no matrix of the model, or a width that our packer does not have.
     """
@@ -40,12 +43,14 @@ def recount(blueprint: Blueprint, bits: Mapping[str, int]) -> Size:
     rest = {name: shape for name, shape in blueprint.shapes.items() if name not in bits}
     model = ByteModel(packed, rest, "row", whole.byte_model.metadata)
     allocation = BitAllocation({name: (bits[name],) * partitions[name].groups for name in bits})
+    groups = {name: -(-partitions[name].matrix.columns // size) for name, size in (group_size or {}).items()}
+    more = {name: SCALE_BYTES * partitions[name].matrix.rows * (count - 1) for name, count in groups.items()}
     linear = [p for p in partitions.values() if p.matrix.layer is not None]
     left = sum(p.matrix.parameters * FLOAT_BITS // 8 for p in linear if p.matrix.name not in bits)
     weights = sum(p.matrix.parameters for p in linear)
     return Size(
-        file=model.exact_bytes(allocation),
-        linear=model.exact_bytes(allocation, "encoder") + left,
+        file=model.exact_bytes(allocation) + sum(more.values()),
+        linear=model.exact_bytes(allocation, "encoder") + left + sum(more.get(p.matrix.name, 0) for p in linear),
         linear_bits=sum(_bits(p, bits) * p.matrix.parameters for p in linear) / weights,
     )
 

@@ -67,7 +67,7 @@ TOOLS = {
     "modelopt": Tool("modelopt_auto.py", (*COMMON, "nvidia-modelopt==0.47.0", "requests"), ("4.0", "3.0")),
     "nncf": Tool("nncf_compress.py", (*COMMON, "nncf==3.4.0"), ("1.0", "0.6")),
     "onnxruntime": Tool("onnx_dynamic.py", ("onnxruntime==1.31.1", "onnx==1.23.2", "numpy"), ("int8",)),
-    "mct": Tool("mct_mixed.py", (*COMMON, "model-compression-toolkit==2.6.1", "torchvision"), ("1.0", "0.6", "0.45")),
+    "mct": Tool("mct_mixed.py", (*COMMON, "model-compression-toolkit==2.6.1", "torchvision"), ("0.6", "0.45", "0.6-int8")),
 }
 
 
@@ -190,7 +190,7 @@ def as_cell(options: Options, blueprint: Blueprint, inputs: Path, method: str, m
     """A tool's result as a cell, its bytes those of our packer at the tool's widths."""
     task, labels = blueprint.data.task, np.load(inputs / "evaluation.npz")["labels"]
     found = answers(made["logits"])
-    size = recount(blueprint, made["bits"])
+    size = recount(blueprint, made["bits"], made["group_size"])
     facts = {name: made[name] for name in ("tool", "version", "setting", "own_file_bytes", "activations")}
     return Cell(
         task=task.name,

@@ -173,6 +173,8 @@ def test_table_by_hand() -> None:
     encoder = choice_table(model(), "encoder")
     assert encoder.fixed == 0
     assert encoder.largest() == 42
+    # words do not count: they are as wide as can be
+    assert encoder.allowed.tolist() == [[False, False, False, False, True]] * 3 + [[True, False, True, True, False]] * 2
     codes = choice_table(model(), "codes")  # the same without a scale of 2 bytes a row
     assert codes.fixed == 0
     assert codes.largest() == 42 - 7 * 2

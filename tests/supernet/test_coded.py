@@ -94,6 +94,24 @@ def test_what_is_stored_is_a_centroid_or_an_outlier_in_float16(name: str) -> Non
     assert torch.equal(stored[mixed.is_outlier], mixed.weight.detach()[mixed.is_outlier].half().float())
 
 
+@every_quantizer
+def test_codebooks_are_measured_again_of_weights_that_moved(name: str) -> None:
+    mixed = coded(name)
+    mixed.use_choice(torch.tensor([0, 1, 0]), torch.ones(3))
+    with torch.no_grad():
+        mixed.weight.mul_(3).add_(1)
+
+    def error() -> float:
+        return (mixed() - mixed.weight).square().sum().item()
+
+    assert mixed.chosen_widths() == {2, 3}
+    before = error()
+    mixed.measure_again()
+    assert error() < 0.5 * before
+    fresh = mixed.quantizer.measure(mixed.weight.detach(), WIDTHS, mixed.group_of_row, WIDTHS)
+    torch.testing.assert_close(mixed.scales(), fresh, rtol=1e-3, atol=1e-4)
+
+
 def test_codebooks_are_learned_in_units_of_what_is_used_of_them() -> None:
     weight, group = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)), torch.zeros(4, dtype=torch.int64)
     partition, gobo = Partition(Matrix("m", 4, 50, "query", 0), (2,), (4,)), QUANTIZERS["gobo"]
