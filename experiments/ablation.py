@@ -102,9 +102,7 @@ ROWS: dict[str, Row] = {
     ),
     # size terms
     "piecewise-log": Row("AQ-BERT's piecewise log", {SEARCH: {"size_term": "piecewise_log"}}),
-    "soft-barrier": Row(
-        "BP-NAS's soft barrier", {SEARCH: {"size_term": "soft_barrier", "size_weight": 0.1, "one_hot_weight": 0.1}}
-    ),
+    "soft-barrier": Row("BP-NAS's soft barrier", {SEARCH: {"size_term": "soft_barrier", "one_hot_weight": 0.1}}),
     # group sizes and scale granularity
     "groups-1": Row("1 group a matrix", {"space": "layer"}),
     "groups-128": Row("128 groups a matrix", {"space": "groups128"}),

@@ -74,6 +74,8 @@ class Cell:
     """Of scales and sensitivities, where another tool's time includes its own; cells that share them have the same."""
     precision: str = "fp32"
     """In which products were computed while training."""
+    derived_bytes: int | None = None
+    """Of the most probable choices, in what the budget counts, before anything made them fit; None where nothing is learned."""
 
     @property
     def answers(self) -> np.ndarray:

@@ -158,6 +158,7 @@ class Bench:
             budget_counts=task.budget.count,
             calibration_seconds=sum(source.get(CALIBRATION, 0.0) for source in seconds),
             precision=self.machine.precision,
+            derived_bytes=metrics["bytes"]["derived"],
         )
 
 

@@ -111,7 +111,10 @@ class SearchSettings:
     penalty_rate: float = 0.2
     """Step of its multiplier."""
     size_weight: float = 1.0
-    """Weight of the piecewise log (AQ-BERT's lambda) or of the barrier (BP-NAS)."""
+    """Weight of the piecewise log (AQ-BERT's lambda)."""
+    barrier_weight: float = 0.01
+    """Weight of BP-NAS's barrier. At 1 it pushes to the smallest model, far inside the budget; at 0.01 a search on SST-2 at 25x
+    ended 4 % inside."""
     size_tolerance: float = 0.02
     """Share of the budget that the piecewise log tolerates either way, or at which the barrier becomes a straight line."""
     one_hot_weight: float = 1.0
@@ -159,8 +162,9 @@ class SearchSettings:
         _check(min(rates) > 0, f"Search learning rates {rates} must be above 0.")
         _check(self.scale_learning_rate >= 0, f"Scale learning rate {self.scale_learning_rate} must not be negative.")
         _check(0 <= self.warmup <= 1 and 0 <= self.anneal_after <= 1, "warmup and anneal-after are shares of the steps, 0 to 1.")
-        smallest = min(self.penalty, self.penalty_rate, self.prior_strength, self.size_weight, self.one_hot_weight)
-        _check(smallest >= 0, "penalty, penalty rate, size weight, one-hot weight and prior strength must not be negative.")
+        weights = (self.penalty, self.penalty_rate, self.size_weight, self.barrier_weight, self.one_hot_weight)
+        _check(min(weights) >= 0, "penalty, penalty rate and the weights of size terms must not be negative.")
+        _check(self.prior_strength >= 0, f"prior strength {self.prior_strength} must not be negative.")
         _check(self.sensitivity_temperature > 0, f"sensitivity temperature {self.sensitivity_temperature} must be above 0.")
         _check(0 <= self.trust <= 1, f"trust {self.trust} must lie between 0 and 1.")
         _check(0 < self.size_tolerance < 1, f"size tolerance {self.size_tolerance} must lie between 0 and 1.")

@@ -16,7 +16,7 @@ from autoquant.strategies.dnas import Dnas
 
 @dataclass(frozen=True)
 class BpNas:
-    """`dnas` with what BP-NAS fixes; `size_weight`, `size_tolerance` and `one_hot_weight` are its numbers."""
+    """`dnas` with what BP-NAS fixes; `barrier_weight`, `size_tolerance` and `one_hot_weight` are its numbers."""
 
     def search(self, problem: Problem) -> SearchResult:
         settings = dataclasses.replace(problem.search, size_term="soft_barrier", prior_strength=0.0, derive="argmax")

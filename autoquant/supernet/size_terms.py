@@ -115,5 +115,5 @@ class SoftBarrier(Stateless):
 SIZE_TERMS: dict[str, Callable[[SearchSettings, float], SizeTerm]] = {
     "augmented_lagrangian": lambda s, budget: AugmentedLagrangian(budget, s.penalty, s.penalty_rate),
     "piecewise_log": lambda s, budget: PiecewiseLog(budget, s.size_weight, s.size_tolerance),
-    "soft_barrier": lambda s, budget: SoftBarrier(budget, s.size_weight, s.size_tolerance, s.one_hot_weight),
+    "soft_barrier": lambda s, budget: SoftBarrier(budget, s.barrier_weight, s.size_tolerance, s.one_hot_weight),
 }
