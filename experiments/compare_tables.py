@@ -50,11 +50,12 @@ def linears_table() -> str:
     if not peers:
         return "No cells yet: run `python experiments/peers/run.py --data-dir glue --teacher DIR`."
     columns = ["", "bits", "linear bytes", *_heads(), "seconds", "peak MiB"]
-    rows = []
+    rows, ours = [], read_cells(PEERS / "ours")
     for cell in peers:
         bits, size = f"{cell.recipe['linear_bits']:.2f}", f"{cell.recipe['linear_bytes']:,}"
         rows.append([_name(cell), bits, size, *_numbers(cell)])
-        beside = read_cells(PEERS / "ours" / f"{cell.task}-{cell.method}")
+        alike = size_text(cell.recipe["linear_bytes"])
+        beside = [own for own in ours if own.task == cell.task and size_text(own.budget_bytes) == alike]
         rows += [[_ours(own), "", f"{own.budget_bytes:,}", *_numbers(own)] for own in beside]
     return markdown(columns, rows)
 

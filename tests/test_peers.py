@@ -81,6 +81,13 @@ def test_dynamic_int8_becomes_a_cell(
     assert cell.recipe["linear_bits"] == 8
     assert abs(cell.metric - cell.full_precision) < 0.1
     assert "onnxruntime-int8" in report([cell])
-    before = next((tmp_path / "results").iterdir()).stat().st_mtime_ns
+    file = tmp_path / "results" / "sst2-onnxruntime-int8.json"
+    before = file.stat().st_mtime_ns
     peers.main()
-    assert next((tmp_path / "results").iterdir()).stat().st_mtime_ns == before
+    assert file.stat().st_mtime_ns == before
+    monkeypatch.setattr(peers, "OURS", [own for own in peers.OURS if own != "default"])
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--ours"])
+    peers.main()
+    (ours,) = read_cells(tmp_path / "results" / "ours")
+    assert (ours.method, ours.budget_counts, ours.recovery_steps) == ("no-training", "encoder", 0)
+    assert ours.budget_bytes == cell.recipe["linear_bytes"]

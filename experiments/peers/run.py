@@ -15,6 +15,7 @@ packer would store it. Each writes `results/peers/<task>-<tool>-<setting>.json`,
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from transformers import AutoModelForSequenceClassification
 from autoquant.blueprint import Blueprint
 from autoquant.compare.cells import Cell
 from autoquant.compare.run import compare
+from autoquant.compare.table import size_text
 from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import TerminalProgress
 from autoquant.core.run import file_sha256, versions
@@ -216,23 +218,29 @@ def as_cell(options: Options, blueprint: Blueprint, inputs: Path, method: str, m
 
 
 def measure_ours(options: Options, data: TaskData) -> None:
-    """Ours with as many bytes of codes and scales in the encoder as each tool has; embeddings, which do not count, at 8 bits."""
-    for tool, setting, file in cell_files(options):
-        if not file.exists():
-            continue
-        cell = Cell.read(file)
-        compare(
-            options.teacher,
-            data,
-            budgets=[SizeBudget(cell.recipe["linear_bytes"], "encoder")],
-            methods=OURS,
-            run_dir=options.runs / f"{options.task}-ours-{tool}-{setting}",
-            max_length=options.max_length,
-            machine=Machine(threads=options.threads),
-            resume=True,
-            progress=TerminalProgress(),
-            results=options.results / "ours" / file.stem,
-        )
+    """Ours with as many bytes of codes and scales in the encoder as each tool has; embeddings, which do not count, at 8 bits.
+
+    One calibration and one search serve all these sizes; of tools that are alike to four digits the smaller one counts.
+    """
+    sizes: dict[str, int] = {}
+    for cell in (Cell.read(file) for _, _, file in cell_files(options) if file.exists()):
+        size = cell.recipe["linear_bytes"]
+        sizes[size_text(size)] = min(size, sizes.get(size_text(size), size))
+    if not sizes:
+        raise SystemExit(f"No cells of other tools on {data.task.name} yet: run without --ours first.")
+    key = hashlib.sha256(json.dumps(sorted(sizes.values())).encode()).hexdigest()[:8]
+    compare(
+        options.teacher,
+        data,
+        budgets=[SizeBudget(size, "encoder") for size in sizes.values()],
+        methods=OURS,
+        run_dir=options.runs / f"{options.task}-ours-{key}",
+        max_length=options.max_length,
+        machine=Machine(threads=options.threads),
+        resume=True,
+        progress=TerminalProgress(),
+        results=options.results / "ours",
+    )
 
 
 if __name__ == "__main__":
