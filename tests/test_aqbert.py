@@ -40,7 +40,7 @@ def test_what_the_paper_says_is_what_the_preset_does() -> None:
     assert (search.sampling, search.weight_sampling) == ("soft", "soft")
     chosen = search.size_term, search.zero, search.derive, search.schedule, search.bilevel, search.prior_strength
     assert chosen == ("piecewise_log", "softmax", "argmax", "exponential", True, 0.0)
-    assert (search.weight_learning_rate, search.architecture_learning_rate, search.architecture_optimizer) == (2e-5, 0.1, "sgd")
+    assert (search.weight_learning_rate, search.architecture_optimizer) == (2e-5, "sgd")
     assert (recipe.quantizer, recipe.activation_bits, space.scale) == ("minmax", 8, "subgroup")
     assert (space.rules["ffn_in"].bits, space.rules["ffn_in"].groups) == ((0, 2, 4, 8), 128)
     assert {space.rules[kind].bits for kind in ("word_embedding", "position_embedding", "type_embedding")} == {(8,)}
