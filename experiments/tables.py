@@ -98,14 +98,14 @@ def ablation(folder: Path = RESULTS / "ablation") -> str:
         recipes = [from_mapping(Recipe, cell["recipe"], "cell") for cell in measured if cell["row"] == name]
         if any(recipe != recipes[0] for recipe in recipes):
             raise SystemExit(f"The ablation's cells of row {name} differ in recipe: measure the older ones again.")
-    columns = sorted({*map(_column, measured)}, key=lambda column: (column[0] != "sst2", *column))
+    columns = sorted(_main_columns(measured), key=lambda column: (column[0] != "sst2", *column))
     heads = [f"{_column_name(column)} | minus default" for column in columns]
     lines = [f"| | {' | '.join(heads)} | before repair | search s | recovery s |", f"|---{'|---' * (2 * len(columns) + 3)}|"]
     missing: list[str] = []
     for name, row in ROWS.items():
         own = [cell for cell in measured if cell["row"] == name]
         if not own:
-            missing.append(row.about)
+            missing.append(name)
             continue
         values = [_against([c for c in measured if _column(c) == column], name) for column in columns]
         off = [c["derived_bytes"] / c["budget_bytes"] - 1 for c in own if c["derived_bytes"]]
@@ -117,12 +117,33 @@ def ablation(folder: Path = RESULTS / "ablation") -> str:
     devices = Counter(cell["device"] for cell in measured)
     notes = [f"Full precision: {', '.join(sorted(full))}. Seconds: one busy CPU core. Cells by device:"]
     notes[0] += f" {', '.join(f'{device} {count}' for device, count in sorted(devices.items()))}."
-    notes += [f"No cells yet: {'; '.join(missing)}."] if missing else []
-    return "\n".join([*lines, "", *notes, *_ranks(cells), *_stability(measured)])
+    notes += [f"No cells yet of the rows {', '.join(missing)}."] if missing else []
+    return "\n".join([*lines, "", *notes, *_twins(measured), *_ranks(cells), *_stability(measured)])
 
 
 def _column(cell: dict[str, Any]) -> tuple[str, float, str]:
     return cell["task"], cell["ratio"], cell.get("precision", "fp32")
+
+
+def _main_columns(cells: list[dict[str, Any]]) -> set[tuple[str, float, str]]:
+    """Of every task and ratio the precision that most cells have."""
+    counts, best = Counter(map(_column, cells)), dict[tuple[str, float], tuple[str, float, str]]()
+    for column, _ in reversed(counts.most_common()):
+        best[column[:2]] = column
+    return set(best.values())
+
+
+def _twins(cells: list[dict[str, Any]]) -> list[str]:
+    """What cells of another precision than their column's differ from the same cell in that, points."""
+    main, lines = _main_columns(cells), []
+    for cell in cells:
+        alike = [c for c in cells if (c["row"], c["seed"], *_column(c)[:2]) == (cell["row"], cell["seed"], *_column(cell)[:2])]
+        twins = [c for c in alike if _column(c) in main]
+        if _column(cell) in main or not twins:
+            continue
+        difference = 100 * (cell["metrics"][cell["metric"]] - twins[0]["metrics"][cell["metric"]])
+        lines.append(f"{cell['row']} at {_column_name(_column(cell))} {difference:+.2f}")
+    return [f"Cells of another precision, against their twins: {'; '.join(lines)}."] if lines else []
 
 
 def _column_name(column: tuple[str, float, str]) -> str:

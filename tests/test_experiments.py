@@ -103,3 +103,29 @@ def test_ablation(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) ->
     made = file.stat().st_mtime_ns
     script("ablation", *options)
     assert file.stat().st_mtime_ns == made
+
+
+def test_what_the_comparison_lacks_knows_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ratios of a method, one size of a recipe that fixes it."""
+    module("compare", monkeypatch)
+    tables = module("compare_tables", monkeypatch)
+    monkeypatch.setattr(tables, "planned", lambda: [("uniform", (0, 1)), ("fixed", (0,)), ("fisher", (0,))])
+    cells = [small_cell(), small_cell("fixed", own_size=True), small_cell("fisher"), small_cell("fisher", budget_bytes=2**20)]
+    text = tables._missing(cells)
+    assert text.startswith("4 cells. ")
+    assert text.endswith("sst2: uniform (seed 0 in part, 1); mrpc: everything.")
+
+
+def test_a_column_has_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that most cells have; cells of another are said beside their twins."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    tables = module("tables", monkeypatch)
+
+    def cell(row: str, share: float, **more: Any) -> dict[str, Any]:
+        metric = {"metric": "accuracy", "metrics": {"accuracy": share}}
+        return {"row": row, "task": "sst2", "ratio": 25.0, "seed": 0, **metric, **more}
+
+    cells = [cell("default", 0.875), cell("uniform", 0.75), cell("default", 0.870, precision="bf16")]
+    assert tables._main_columns(cells) == {("sst2", 25.0, "fp32")}
+    assert tables._twins(cells) == ["Cells of another precision, against their twins: default at sst2 25x, bf16 -0.50."]
+    assert tables._twins(cells[:2]) == []
