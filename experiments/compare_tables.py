@@ -92,7 +92,9 @@ def _name(cell: Cell) -> str:
 
 def _ours(cell: Cell) -> str:
     products = "" if cell.precision == "fp32" else f"; trained with {cell.precision} products"
-    return f"ours ({cell.method}; activations int{cell.recipe['activation_bits']}, dynamic{products})"
+    bits = cell.recipe["activation_bits"]
+    activations = "float32" if bits == 32 else f"int{bits}, dynamic"
+    return f"ours ({cell.method}; activations {activations}{products})"
 
 
 def _heads() -> list[str]:
