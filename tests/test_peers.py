@@ -85,7 +85,7 @@ def test_dynamic_int8_becomes_a_cell(
     before = file.stat().st_mtime_ns
     peers.main()
     assert file.stat().st_mtime_ns == before
-    monkeypatch.setattr(peers, "OURS", [own for own in peers.OURS if own != "default"])
+    monkeypatch.setattr(peers, "OURS", [str(PEERS / "no-training.toml")])
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--ours"])
     peers.main()
     (ours,) = read_cells(tmp_path / "results" / "ours")
