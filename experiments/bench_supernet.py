@@ -16,7 +16,7 @@ embedding (of the plain model: an upper bound for ours, whose rows learn by the 
 What paid, by profile: mixing weights in two compiled passes instead of K copies under autograd; no slice of all rows, whose
 backward fills zeros as large as the weight; a division a row instead of a weight in the mixture; the embedding's own backward
 instead of an index's; and activations quantised in place (a third of the time, the same bits). So do the teacher's outputs of a
-cache (1.3 times as fast), and bfloat16 where the CPU has it (1.4; an option). Sparse updates of the embedding do not (1.03). What
+cache (1.3 times as fast), and bfloat16 where the CPU has it (1.5; an option). Sparse updates of the embedding do not (1.04). What
 is left is the two passes themselves and the gradient of the mixed weight, an array more than a plain layer has.
 """
 
