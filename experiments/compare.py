@@ -29,7 +29,7 @@ from autoquant.blueprint import Blueprint
 from autoquant.compare.cells import Cell, read_cells, write_csv
 from autoquant.compare.methods import resolve_methods
 from autoquant.compare.run import compare
-from autoquant.compare.table import size_text
+from autoquant.compare.table import distinct_sizes
 from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import RunError
 from autoquant.core.progress import TerminalProgress
@@ -149,13 +149,8 @@ def measure_matched(options: Options, data: TaskData) -> None:
 
 
 def own_sizes(cells: Sequence[Cell]) -> list[int]:
-    """Their files' bytes, ascending; of those that are the same to four digits the smallest."""
-    found: dict[str, int] = {}
-    for cell in cells:
-        if cell.own_size:
-            text = size_text(cell.file_bytes)
-            found[text] = min(cell.file_bytes, found.get(text, cell.file_bytes))
-    return sorted(found.values())
+    """Bytes of the files of recipes that fix their own size."""
+    return distinct_sizes(cell.file_bytes for cell in cells if cell.own_size)
 
 
 def ratio_budget(ratio: float) -> Budget:

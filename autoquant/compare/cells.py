@@ -75,7 +75,8 @@ class Cell:
     precision: str = "fp32"
     """In which products were computed while training."""
     derived_bytes: int | None = None
-    """Of the most probable choices, in what the budget counts, before anything made them fit; None where nothing is learned."""
+    """Of the most probable choices, in what the budget counts, before anything made them fit; None where nothing is learned,
+    or where one search serves all budgets."""
 
     @property
     def answers(self) -> np.ndarray:

@@ -105,6 +105,18 @@ def size_text(size: int) -> str:
     return f"{size / MIB:.4g}"
 
 
+def distinct_sizes(sizes: Iterable[int]) -> list[int]:
+    """Ascending; of those that `size_text` writes alike the smallest.
+
+    >>> distinct_sizes([5_000_000, 2_000_010, 2_000_000])
+    [2000000, 5000000]
+    """
+    found: dict[str, int] = {}
+    for size in sorted(sizes):
+        found.setdefault(size_text(size), size)
+    return list(found.values())
+
+
 def difference_text(found: Difference | None) -> str:
     """`+1.26 [+0.11, +2.41]`."""
     return "" if found is None else f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"

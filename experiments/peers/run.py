@@ -37,7 +37,7 @@ from transformers import AutoModelForSequenceClassification
 from autoquant.blueprint import Blueprint
 from autoquant.compare.cells import Cell
 from autoquant.compare.run import compare
-from autoquant.compare.table import size_text
+from autoquant.compare.table import distinct_sizes
 from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import TerminalProgress
 from autoquant.core.run import file_sha256, versions
@@ -222,17 +222,15 @@ def measure_ours(options: Options, data: TaskData) -> None:
 
     One calibration and one search serve all these sizes; of tools that are alike to four digits the smaller one counts.
     """
-    sizes: dict[str, int] = {}
-    for cell in (Cell.read(file) for _, _, file in cell_files(options) if file.exists()):
-        size = cell.recipe["linear_bytes"]
-        sizes[size_text(size)] = min(size, sizes.get(size_text(size), size))
+    cells = [Cell.read(file) for _, _, file in cell_files(options) if file.exists()]
+    sizes = distinct_sizes(cell.recipe["linear_bytes"] for cell in cells)
     if not sizes:
         raise SystemExit(f"No cells of other tools on {data.task.name} yet: run without --ours first.")
-    key = hashlib.sha256(json.dumps(sorted(sizes.values())).encode()).hexdigest()[:8]
+    key = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:8]
     compare(
         options.teacher,
         data,
-        budgets=[SizeBudget(size, "encoder") for size in sizes.values()],
+        budgets=[SizeBudget(size, "encoder") for size in sizes],
         methods=OURS,
         run_dir=options.runs / f"{options.task}-ours-{key}",
         max_length=options.max_length,

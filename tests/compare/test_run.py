@@ -97,6 +97,17 @@ def test_one_search_a_seed_serves_both_budgets(finished: Path) -> None:
     assert not any('"search-dnas"' in line for folder in (finished / "cells").iterdir() for line in log_of(folder))
 
 
+def test_a_control_that_turns_a_search_around_counts_it(reference: Reference, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    cli.main(arguments(reference, run_dir, "--budget-mib", "0.018", "--methods", "reversed", "bp-nas"))
+    cells = {cell.method: cell for cell in read_cells(run_dir / "results")}
+    folders = [*(run_dir / "shared").glob("seed0-*"), *(run_dir / "cells").iterdir()]
+    searches = [RunDirectory(folder).seconds().get("search-dnas", 0.0) for folder in folders]
+    assert cells["reversed"].seconds > sum(searches) > 0
+    assert cells["reversed"].derived_bytes is None
+    assert cells["bp-nas"].derived_bytes is not None
+
+
 def test_the_table_is_there_for_people(finished: Path, reference: Reference, capsys: pytest.CaptureFixture[str]) -> None:
     text = (finished / "compare.md").read_text("utf-8")
     assert "**sst2, accuracy**" in text

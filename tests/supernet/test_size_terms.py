@@ -35,6 +35,12 @@ def test_every_setting_has_its_term() -> None:
         assert SearchSettings(size_term=name).size_term == name  # type: ignore[arg-type]
 
 
+def test_each_term_has_a_weight_of_its_own() -> None:
+    """Half of the budget: the barrier's slope is weight / room, and does not look at AQ-BERT's lambda."""
+    assert slope(make("soft_barrier", barrier_weight=2.0, size_weight=7.0), 500.0) == pytest.approx(2.0 / 0.5 / BUDGET)
+    assert slope(make("piecewise_log", barrier_weight=7.0, size_weight=2.0), 1500.0) == pytest.approx(2.0 / 1500.0)
+
+
 @every_term
 @pytest.mark.parametrize("size", [1050.0, 1500.0, 8000.0])
 def test_above_the_budget_bytes_cost_something(name: str, size: float) -> None:
