@@ -99,6 +99,7 @@ def ablation(folder: Path = RESULTS / "ablation") -> str:
         if any(recipe != recipes[0] for recipe in recipes):
             raise SystemExit(f"The ablation's cells of row {name} differ in recipe: measure the older ones again.")
     columns = sorted(_main_columns(measured), key=lambda column: (column[0] != "sst2", *column))
+    everything, measured = measured, [cell for cell in measured if _column(cell) in columns]  # seconds too are of one precision
     heads = [f"{_column_name(column)} | minus default" for column in columns]
     lines = [f"| | {' | '.join(heads)} | before repair | search s | recovery s |", f"|---{'|---' * (2 * len(columns) + 3)}|"]
     missing: list[str] = []
@@ -118,7 +119,7 @@ def ablation(folder: Path = RESULTS / "ablation") -> str:
     notes = [f"Full precision: {', '.join(sorted(full))}. Seconds: one busy CPU core. Cells by device:"]
     notes[0] += f" {', '.join(f'{device} {count}' for device, count in sorted(devices.items()))}."
     notes += [f"No cells yet of the rows {', '.join(missing)}."] if missing else []
-    return "\n".join([*lines, "", *notes, *_twins(measured), *_ranks(cells), *_stability(measured)])
+    return "\n".join([*lines, "", *notes, *_twins(everything), *_ranks(cells), *_stability(measured)])
 
 
 def _column(cell: dict[str, Any]) -> tuple[str, float, str]:
