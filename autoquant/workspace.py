@@ -31,6 +31,7 @@ from autoquant.core.run import RunDirectory, disk_errors, file_sha256
 from autoquant.core.structure import pick_units
 from autoquant.machine import Machine
 from autoquant.strategies import STRATEGIES, Problem, SearchResult, Start, check_strategies
+from autoquant.strategies.measured import measured_scores
 from autoquant.strategies.sensitivity import Sensitivity, fisher_scores
 from autoquant.supernet.build import Supernet
 from autoquant.supernet.calibration import initial_scales, input_moments, input_ranges, kept_scales
@@ -167,6 +168,9 @@ class Workspace:
                 search, bar = blueprint.recipe.search, self.progress
                 how = search.sensitivity == "coherent", search.sensitivity_temperature
                 scores = fisher_scores(self.teacher, backbone, table, quantizer, scales, data, counts, self.seed, bar, *how)
+                if search.measured_samples:
+                    few = data.select(np.arange(min(len(data), search.measured_samples)))
+                    scores = measured_scores(scores, self.teacher, backbone, table, quantizer, scales, few, bar)
             saved = {"choices": torch.from_numpy(scores.choices), "removals": torch.from_numpy(scores.removals)}
             self.run.save_state("calibration", saved)
         return Calibration(self.starting_point.scales, Sensitivity(saved["choices"].numpy(), saved["removals"].numpy()))

@@ -132,6 +132,9 @@ class SearchSettings:
     """Fisher scores of every token and row by itself, or of a sub-group's whole change (`strategies.sensitivity`)."""
     sensitivity_temperature: float = 1.0
     """At which the teacher's predictions are softened for them: above 1, texts of which it is certain count more."""
+    measured_samples: int = 0
+    """Of the calibration texts, those on which every matrix at every width is measured, for scores to add up to what a matrix
+    really costs (`strategies.measured`); 0 leaves scores as they are."""
     hessian_slices: int = 10
     """qbert: slices of the training part on which eigenvalues are measured."""
     hessian_samples: int = 32
@@ -164,6 +167,7 @@ class SearchSettings:
         weights = (self.penalty, self.penalty_rate, self.size_weight, self.barrier_weight, self.one_hot_weight)
         _check(min(weights) >= 0, "penalty, penalty rate and the weights of size terms must not be negative.")
         _check(self.prior_strength >= 0, f"prior strength {self.prior_strength} must not be negative.")
+        _check(self.measured_samples >= 0, f"measured samples {self.measured_samples} must not be negative.")
         _check(self.sensitivity_temperature > 0, f"sensitivity temperature {self.sensitivity_temperature} must be above 0.")
         _check(0 <= self.trust <= 1, f"trust {self.trust} must lie between 0 and 1.")
         _check(0 < self.size_tolerance < 1, f"size tolerance {self.size_tolerance} must lie between 0 and 1.")

@@ -1,0 +1,117 @@
+"""Which sensitivities choose best? The knapsack's allocation under several budgets, quantised without any training, scored.
+
+    python experiments/scores.py --data-dir glue --teacher runs/sst2/teacher --json
+
+Budgets of the linear layers alone (MB of 1,000,000 bytes, activations in float) as other tools are compared at, and of whole
+files (ratios, 8-bit activations). Scored on training sentences that are in no training file. Writes `results/scores.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from autoquant.blueprint import Blueprint
+from autoquant.core.cost import SizeBudget
+from autoquant.core.progress import SilentProgress
+from autoquant.core.run import RunDirectory, atomic_write_text, file_sha256, versions
+from autoquant.core.settings import Recipe, load_preset
+from autoquant.machine import Machine
+from autoquant.tasks.data import TaskData
+from autoquant.tasks.load import load_glue
+from autoquant.training.batches import encode
+from autoquant.training.evaluate import predict_logits
+from autoquant.workspace import Workspace
+
+RESULT = Path(__file__).parent / "results" / "scores.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is scored."""
+
+    data_dir: Path
+    teacher: Path
+    """A fine-tuned SST-2 classifier."""
+    kinds: tuple[str, ...] = ("diagonal", "coherent")
+    measured: tuple[int, ...] = (0, 64, 128, 256)
+    """Texts on which matrices are measured; 0: scores as they are."""
+    linear_mb: tuple[float, ...] = (1.9, 2.8, 3.8, 4.8)
+    ratios: tuple[float, ...] = (15.0, 25.0, 40.0)
+    seeds: tuple[int, ...] = (0,)
+    train_rows: int = 5000
+    scored_rows: int = 4000
+    threads: int = 1
+    json: bool = False
+    """Write results/scores.json."""
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    data = load_glue("sst2", options.data_dir)
+    train, more = data.train.subsample(options.train_rows), data.train.subsample(options.train_rows + 2 * options.scored_rows)
+    known, hashes = set(train.text_hashes()), more.text_hashes()
+    fresh = [row for row in range(len(train), len(more)) if hashes[row] not in known][: options.scored_rows]
+    data = dataclasses.replace(data, train=train, evaluation=more.select(fresh))
+    rows = []
+    for seed in options.seeds:
+        for kind in options.kinds:
+            for samples in options.measured:
+                for row in measure(options, data, kind, samples, seed):
+                    rows.append(row)
+                    print(row, flush=True)
+    if options.json:
+        made = {"task": "sst2", "scored_rows": len(fresh), "versions": versions()}
+        teacher = file_sha256(options.teacher / "model.safetensors")
+        atomic_write_text(RESULT, json.dumps({**made, "teacher_sha256": teacher, "rows": rows}, indent=1) + "\n")
+
+
+def measure(options: Options, data: TaskData, kind: str, samples: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Accuracy under every budget of the knapsack of one kind of scores."""
+    recipe = load_preset("default")
+    recipe = dataclasses.replace(
+        recipe, search=dataclasses.replace(recipe.search, sensitivity=kind, measured_samples=samples), activation_bits=32
+    )
+    budgets = [(f"{mb:g} MB", SizeBudget(int(1e6 * mb), "encoder")) for mb in options.linear_mb]
+    yield from under(options, data, recipe, budgets, seed)
+    recipe = dataclasses.replace(recipe, activation_bits=8)
+    full = Blueprint.draw(str(options.teacher), data, recipe, 64, False).full_bytes()
+    yield from under(options, data, recipe, [(f"{r:g}x", SizeBudget.ratio(r, full)) for r in options.ratios], seed)
+
+
+def under(
+    options: Options, data: TaskData, recipe: Recipe, budgets: list[tuple[str, SizeBudget]], seed: int
+) -> Iterator[dict[str, Any]]:
+    """The same of one recipe's budgets."""
+    blueprint = Blueprint.draw(str(options.teacher), data, recipe, 64, False)
+    with tempfile.TemporaryDirectory() as folder, RunDirectory.open(Path(folder) / "run", {}, resume=False) as run:
+        workspace = Workspace(blueprint, run, SilentProgress(), Machine(threads=options.threads), seed)
+        _ = workspace.starting_point
+        began = time.monotonic()
+        _ = workspace.calibration
+        seconds = time.monotonic() - began
+        scored = encode(blueprint.source.tokenizer, data.evaluation, 64)
+        for name, budget in budgets:
+            supernet = workspace.frozen_supernet(workspace.search("fisher", budget).allocation).eval()
+            run.discard_state("search-fisher-result")
+            right = predict_logits(supernet, scored).argmax(1) == scored.labels
+            yield {
+                "budget": name,
+                "kind": recipe.search.sensitivity,
+                "measured": recipe.search.measured_samples,
+                "seed": seed,
+                "accuracy": float(right.mean()),
+                "seconds": round(seconds, 1),
+            }
+
+
+if __name__ == "__main__":
+    main()
