@@ -129,7 +129,8 @@ def test_scores_of_units_add_up_to_the_loss_without_all_of_their_kind() -> None:
             changed.get_parameter(path).data.zero_()
             numbers = [i for i, unit in enumerate(units) if (unit.layer, unit.kind) == (layer, kind)]
             assert found[numbers].sum() == pytest.approx(case.loss(changed), rel=1e-3, abs=1e-6)
-            np.testing.assert_allclose(found[numbers] / found[numbers[0]], case.scores.removals[numbers] / case.scores.removals[numbers[0]])
+            before, after = case.scores.removals[numbers], found[numbers]
+            np.testing.assert_allclose(after / after[0], before / before[0])
 
 
 def test_the_loss_of_a_regression_is_half_the_squared_difference() -> None:
