@@ -31,7 +31,7 @@ from autoquant.core.run import RunDirectory, disk_errors, file_sha256
 from autoquant.core.structure import pick_units
 from autoquant.machine import Machine
 from autoquant.strategies import STRATEGIES, Problem, SearchResult, Start, check_strategies
-from autoquant.strategies.measured import measured_scores
+from autoquant.strategies.probe import measured_scores
 from autoquant.strategies.sensitivity import Sensitivity, fisher_scores
 from autoquant.supernet.build import Supernet
 from autoquant.supernet.calibration import initial_scales, input_moments, input_ranges, kept_scales
@@ -168,9 +168,6 @@ class Workspace:
                 search, bar = blueprint.recipe.search, self.progress
                 how = search.sensitivity == "coherent", search.sensitivity_temperature
                 scores = fisher_scores(self.teacher, backbone, table, quantizer, scales, data, counts, self.seed, bar, *how)
-                if search.measured_samples:
-                    few = data.select(np.arange(min(len(data), search.measured_samples)))
-                    scores = measured_scores(scores, self.teacher, backbone, table, quantizer, scales, few, bar)
             saved = {"choices": torch.from_numpy(scores.choices), "removals": torch.from_numpy(scores.removals)}
             self.run.save_state("calibration", saved)
         return Calibration(self.starting_point.scales, Sensitivity(saved["choices"].numpy(), saved["removals"].numpy()))
@@ -274,6 +271,16 @@ class Workspace:
             self.context,
             stage,
             lambda: self.search("dnas", budget),
+            self._measured,
+        )
+
+    def _measured(self) -> Sensitivity:
+        """The sensitivities as they come out when every matrix is tried at every width."""
+        blueprint, known, texts = self.blueprint, self.calibration, self._calibration_texts
+        few = texts.select(np.arange(min(len(texts), blueprint.recipe.search.measured_samples)))
+        teacher, table, backbone = self.teacher, choice_table(blueprint.byte_model), blueprint.source.backbone
+        return measured_scores(
+            known.sensitivity, teacher, backbone, table, blueprint.quantizer, known.scales, few, self.progress
         )
 
     def search(self, strategy: str, budget: SizeBudget) -> SearchResult:

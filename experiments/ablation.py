@@ -75,7 +75,7 @@ class Row:
         return from_mapping(Recipe, settings, "ablation")
 
 
-SEARCH, SOFT, MEASURED = "search", {"sensitivity_temperature": 4.0}, {"measured_samples": 256}
+SEARCH, SOFT = "search", {"sensitivity_temperature": 4.0}
 ROWS: dict[str, Row] = {
     "default": Row("default"),
     "uniform": Row("uniform bits", strategy="uniform"),
@@ -127,8 +127,8 @@ ROWS: dict[str, Row] = {
     # sensitivities and recovery
     "coherent": Row("coherent sensitivities", {SEARCH: {"sensitivity": "coherent"}}),
     "search-coherent": Row("coherent sensitivities, - search", {SEARCH: {"sensitivity": "coherent"}}, strategy="fisher"),
-    "measured": Row("measured sensitivities", {SEARCH: MEASURED}),
-    "search-measured": Row("measured sensitivities, - search", {SEARCH: MEASURED}, strategy="fisher"),
+    "search-measured": Row("measured losses, - search", strategy="measured"),
+    "search-measured-structure": Row("measured losses, structural gates, - search", {"space": "structured"}, strategy="measured"),
     "soft-sensitivity": Row("softened sensitivities", {SEARCH: SOFT}),
     "search-soft": Row("softened sensitivities, - search", {SEARCH: SOFT}, strategy="fisher"),
     "search-soft-words": Row(

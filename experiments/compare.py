@@ -42,7 +42,7 @@ from autoquant.tasks.load import load_glue
 
 RESULTS = Path(__file__).parent / "results"
 CELLS, CSV, MATCHED = RESULTS / "compare", RESULTS / "compare.csv", RESULTS / "compare-matched"
-MANY, MANY_SEEDS = ("uniform", "random", "reversed", "fisher", "qbert", "default"), (0, 1, 2)
+MANY, MANY_SEEDS = ("uniform", "random", "reversed", "fisher", "measured", "qbert", "default"), (0, 1, 2)
 TASKS, RATIOS = ("sst2", "mrpc"), (15.0, 25.0)
 RECIPES = {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
 NOT_MEASURED = ("quick",)  # `default` with fewer steps

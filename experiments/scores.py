@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,8 @@ from autoquant.core.progress import SilentProgress
 from autoquant.core.run import RunDirectory, atomic_write_text, file_sha256, versions
 from autoquant.core.settings import Recipe, load_preset
 from autoquant.machine import Machine
+from autoquant.strategies import SearchResult
+from autoquant.strategies.reuse import rederive
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import load_glue
 from autoquant.training.batches import encode
@@ -43,7 +44,7 @@ class Options:
     """A fine-tuned SST-2 classifier."""
     kinds: tuple[str, ...] = ("diagonal", "coherent")
     measured: tuple[int, ...] = (0, 64, 128, 256)
-    """Texts on which matrices are measured; 0: scores as they are."""
+    """Texts on which matrices are tried out (`measured`); 0: Fisher scores as they are (`fisher`)."""
     linear_mb: tuple[float, ...] = (1.9, 2.8, 3.8, 4.8)
     ratios: tuple[float, ...] = (15.0, 25.0, 40.0)
     seeds: tuple[int, ...] = (0,)
@@ -77,39 +78,36 @@ def main() -> None:
 def measure(options: Options, data: TaskData, kind: str, samples: int, seed: int) -> Iterator[dict[str, Any]]:
     """Accuracy under every budget of the knapsack of one kind of scores."""
     recipe = load_preset("default")
-    recipe = dataclasses.replace(
-        recipe, search=dataclasses.replace(recipe.search, sensitivity=kind, measured_samples=samples), activation_bits=32
-    )
+    search = {"sensitivity": kind, "strategy": "measured" if samples else "fisher", "measured_samples": samples or 1}
+    recipe = dataclasses.replace(recipe, search=dataclasses.replace(recipe.search, **search), activation_bits=32)
     budgets = [(f"{mb:g} MB", SizeBudget(int(1e6 * mb), "encoder")) for mb in options.linear_mb]
-    yield from under(options, data, recipe, budgets, seed)
+    yield from under(options, data, recipe, budgets, seed, samples)
     recipe = dataclasses.replace(recipe, activation_bits=8)
     full = Blueprint.draw(str(options.teacher), data, recipe, 64, False).full_bytes()
-    yield from under(options, data, recipe, [(f"{r:g}x", SizeBudget.ratio(r, full)) for r in options.ratios], seed)
+    yield from under(options, data, recipe, [(f"{r:g}x", SizeBudget.ratio(r, full)) for r in options.ratios], seed, samples)
 
 
 def under(
-    options: Options, data: TaskData, recipe: Recipe, budgets: list[tuple[str, SizeBudget]], seed: int
+    options: Options, data: TaskData, recipe: Recipe, budgets: list[tuple[str, SizeBudget]], seed: int, samples: int
 ) -> Iterator[dict[str, Any]]:
     """The same of one recipe's budgets."""
     blueprint = Blueprint.draw(str(options.teacher), data, recipe, 64, False)
     with tempfile.TemporaryDirectory() as folder, RunDirectory.open(Path(folder) / "run", {}, resume=False) as run:
         workspace = Workspace(blueprint, run, SilentProgress(), Machine(threads=options.threads), seed)
-        _ = workspace.starting_point
-        began = time.monotonic()
-        _ = workspace.calibration
-        seconds = time.monotonic() - began
-        scored = encode(blueprint.source.tokenizer, data.evaluation, 64)
+        scored, strategy = encode(blueprint.source.tokenizer, data.evaluation, 64), recipe.search.strategy
+        found: SearchResult | None = None
         for name, budget in budgets:
-            supernet = workspace.frozen_supernet(workspace.search("fisher", budget).allocation).eval()
-            run.discard_state("search-fisher-result")
-            right = predict_logits(supernet, scored).argmax(1) == scored.labels
+            if found is None:
+                found = workspace.search(strategy, budget)
+            allocation = rederive(found, blueprint.table(budget), budget.bytes, recipe.search.prior_strength).allocation
+            right = predict_logits(workspace.frozen_supernet(allocation).eval(), scored).argmax(1) == scored.labels
             yield {
                 "budget": name,
                 "kind": recipe.search.sensitivity,
-                "measured": recipe.search.measured_samples,
+                "measured": samples,
                 "seed": seed,
                 "accuracy": float(right.mean()),
-                "seconds": round(seconds, 1),
+                "seconds": round(run.seconds()[f"search-{strategy}"], 1),
             }
 
 

@@ -132,9 +132,8 @@ class SearchSettings:
     """Fisher scores of every token and row by itself, or of a sub-group's whole change (`strategies.sensitivity`)."""
     sensitivity_temperature: float = 1.0
     """At which the teacher's predictions are softened for them: above 1, texts of which it is certain count more."""
-    measured_samples: int = 0
-    """Of the calibration texts, those on which every matrix at every width is measured, for scores to add up to what a matrix
-    really costs (`strategies.measured`); 0 leaves scores as they are."""
+    measured_samples: int = 256
+    """measured: calibration texts on which every matrix is tried at every width."""
     hessian_slices: int = 10
     """qbert: slices of the training part on which eigenvalues are measured."""
     hessian_samples: int = 32
@@ -155,8 +154,8 @@ class SearchSettings:
     def __post_init__(self) -> None:
         least = min(self.steps, self.batch_size, self.calibration_samples)
         _check(least > 0, "Search steps, batch size and calibration samples must be at least 1.")
-        least = min(self.hessian_slices, self.hessian_samples, self.power_iterations, self.trace_vectors)
-        _check(least > 0, "Hessian slices, samples, power iterations and trace vectors must be at least 1.")
+        least = min(self.hessian_slices, self.hessian_samples, self.power_iterations, self.trace_vectors, self.measured_samples)
+        _check(least > 0, "Hessian slices, samples, power iterations, trace vectors and measured samples must be at least 1.")
         least = min(self.requantise_every, self.trials, self.trial_samples)
         _check(least > 0, "Re-quantisation steps, trials and trial samples must be at least 1.")
         _check(0 < self.held_out < 0.9, f"held-out {self.held_out} must lie between 0 and 0.9.")
@@ -167,7 +166,6 @@ class SearchSettings:
         weights = (self.penalty, self.penalty_rate, self.size_weight, self.barrier_weight, self.one_hot_weight)
         _check(min(weights) >= 0, "penalty, penalty rate and the weights of size terms must not be negative.")
         _check(self.prior_strength >= 0, f"prior strength {self.prior_strength} must not be negative.")
-        _check(self.measured_samples >= 0, f"measured samples {self.measured_samples} must not be negative.")
         _check(self.sensitivity_temperature > 0, f"sensitivity temperature {self.sensitivity_temperature} must be above 0.")
         _check(0 <= self.trust <= 1, f"trust {self.trust} must lie between 0 and 1.")
         _check(0 < self.size_tolerance < 1, f"size tolerance {self.size_tolerance} must lie between 0 and 1.")

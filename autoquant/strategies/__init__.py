@@ -9,6 +9,7 @@ from autoquant.strategies.bsq import Bsq
 from autoquant.strategies.dnas import Dnas
 from autoquant.strategies.fisher import Fisher
 from autoquant.strategies.hawq import Hawq
+from autoquant.strategies.measured import Measured
 from autoquant.strategies.optuna import Optuna
 from autoquant.strategies.qbert import Qbert
 from autoquant.strategies.random import Random
@@ -21,6 +22,7 @@ STRATEGIES: dict[str, SearchStrategy] = {
     "random": Random(),
     "reversed": Reversed(),
     "fisher": Fisher(),
+    "measured": Measured(),
     "qbert": Qbert(),
     "hawq": Hawq(),
     "bp-nas": BpNas(),
@@ -29,7 +31,7 @@ STRATEGIES: dict[str, SearchStrategy] = {
 }
 
 # Their search takes long, and what it learned (`SearchResult.values`) holds under every budget: only the knapsack is another.
-REUSABLE: frozenset[str] = frozenset({"dnas", "reversed", "qbert", "hawq"})
+REUSABLE: frozenset[str] = frozenset({"dnas", "reversed", "measured", "qbert", "hawq"})
 
 # They begin with the search of others (`Problem.learned`), whose stages are theirs too.
 LEARNS_FROM: dict[str, tuple[str, ...]] = {"reversed": ("dnas",)}

@@ -46,6 +46,8 @@ class Problem:
     """Names the search's checkpoint and log lines."""
     learned: Callable[[], SearchResult]
     """The differentiable search of the same budget, run now or read from its finished stage."""
+    measured: Callable[[], Sensitivity]
+    """`sensitivity` with every matrix tried at every width (`strategies.probe`), run now."""
 
     @property
     def judging_bits(self) -> DistillationSettings:

@@ -64,6 +64,14 @@ def test_fisher_minimises_the_summed_sensitivity(make_problem: MakeProblem) -> N
     assert lost["fisher"] < 0.5 * min(lost["uniform"], lost["random"])
 
 
+def test_measured_minimises_the_summed_losses_that_were_measured(make_problem: MakeProblem) -> None:
+    problem = make_problem()
+    everyone, measured = np.arange(len(problem.table)), problem.measured().choices
+    lost = {name: measured[everyone, choice(name, problem)].sum() for name in ("measured", "fisher", "uniform", "random")}
+    assert lost["measured"] < min(lost["fisher"], lost["uniform"], lost["random"])
+    assert not np.array_equal(measured, problem.sensitivity.choices)
+
+
 def test_reversing_by_hand() -> None:
     """Per weight the widest choices are worth 1, 9 and 4: the first two swap their curves, the middle one keeps its own."""
     values = np.array([[0.0, 5.0, 10.0], [20.0, 140.0, 200.0], [0.0, 30.0, 40.0], [7.0, 8.0, -np.inf]])

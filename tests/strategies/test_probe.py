@@ -1,4 +1,4 @@
-"""Measured sensitivities against whole forward passes of a changed model."""
+"""Measured losses against whole forward passes of a changed model."""
 
 import copy
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from autoquant.core.progress import SilentProgress
 from autoquant.core.structure import GATED_KIND, find_units
 from autoquant.core.subgroup import Partition
 from autoquant.quantizers import Midrise
-from autoquant.strategies.measured import measured_scores
+from autoquant.strategies.probe import measured_scores
 from autoquant.strategies.sensitivity import Sensitivity
 from autoquant.training.batches import Encoded
 
