@@ -9,6 +9,7 @@ files (ratios, 8-bit activations). Scored on training sentences that are in no t
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator
@@ -19,12 +20,12 @@ from typing import Any
 import tyro
 
 from autoquant.blueprint import Blueprint
+from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import SilentProgress
 from autoquant.core.run import RunDirectory, atomic_write_text, file_sha256, versions
 from autoquant.core.settings import Recipe, load_preset
 from autoquant.machine import Machine
-from autoquant.strategies import SearchResult
 from autoquant.strategies.reuse import rederive
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import load_glue
@@ -45,7 +46,9 @@ class Options:
     kinds: tuple[str, ...] = ("diagonal", "coherent")
     measured: tuple[int, ...] = (0, 64, 128, 256)
     """Texts on which matrices are tried out (`measured`); 0: Fisher scores as they are (`fisher`)."""
-    linear_mb: tuple[float, ...] = (1.9, 2.8, 3.8, 4.8)
+    uniform: bool = True
+    """Uniform bits, too."""
+    linear_mb: tuple[float, ...] = (1.9, 2.8, 3.8, 4.8, 5.6)
     ratios: tuple[float, ...] = (15.0, 25.0, 40.0)
     seeds: tuple[int, ...] = (0,)
     train_rows: int = 5000
@@ -63,22 +66,22 @@ def main() -> None:
     fresh = [row for row in range(len(train), len(more)) if hashes[row] not in known][: options.scored_rows]
     data = dataclasses.replace(data, train=train, evaluation=more.select(fresh))
     rows = []
-    for seed in options.seeds:
-        for kind in options.kinds:
-            for samples in options.measured:
-                for row in measure(options, data, kind, samples, seed):
-                    rows.append(row)
-                    print(row, flush=True)
+    chosen = [("uniform", "", 0)] * options.uniform
+    chosen += [("measured" if n else "fisher", kind, n) for kind in options.kinds for n in options.measured]
+    for seed, choice in itertools.product(options.seeds, chosen):
+        for row in measure(options, data, *choice, seed):
+            rows.append(row)
+            print(row, flush=True)
     if options.json:
         made = {"task": "sst2", "scored_rows": len(fresh), "versions": versions()}
         teacher = file_sha256(options.teacher / "model.safetensors")
         atomic_write_text(RESULT, json.dumps({**made, "teacher_sha256": teacher, "rows": rows}, indent=1) + "\n")
 
 
-def measure(options: Options, data: TaskData, kind: str, samples: int, seed: int) -> Iterator[dict[str, Any]]:
+def measure(options: Options, data: TaskData, strategy: str, kind: str, samples: int, seed: int) -> Iterator[dict[str, Any]]:
     """Accuracy under every budget of the knapsack of one kind of scores."""
     recipe = load_preset("default")
-    search = {"sensitivity": kind, "strategy": "measured" if samples else "fisher", "measured_samples": samples or 1}
+    search = {"sensitivity": kind or "diagonal", "strategy": strategy, "measured_samples": samples or 1}
     recipe = dataclasses.replace(recipe, search=dataclasses.replace(recipe.search, **search), activation_bits=32)
     budgets = [(f"{mb:g} MB", SizeBudget(int(1e6 * mb), "encoder")) for mb in options.linear_mb]
     yield from under(options, data, recipe, budgets, seed, samples)
@@ -95,20 +98,28 @@ def under(
     with tempfile.TemporaryDirectory() as folder, RunDirectory.open(Path(folder) / "run", {}, resume=False) as run:
         workspace = Workspace(blueprint, run, SilentProgress(), Machine(threads=options.threads), seed)
         scored, strategy = encode(blueprint.source.tokenizer, data.evaluation, 64), recipe.search.strategy
-        found: SearchResult | None = None
         for name, budget in budgets:
-            if found is None:
-                found = workspace.search(strategy, budget)
-            allocation = rederive(found, blueprint.table(budget), budget.bytes, recipe.search.prior_strength).allocation
+            allocation = allocate(workspace, budget)
             right = predict_logits(workspace.frozen_supernet(allocation).eval(), scored).argmax(1) == scored.labels
             yield {
                 "budget": name,
-                "kind": recipe.search.sensitivity,
+                "strategy": strategy,
+                "sensitivity": "" if strategy == "uniform" else recipe.search.sensitivity,
                 "measured": samples,
                 "seed": seed,
                 "accuracy": float(right.mean()),
                 "seconds": round(run.seconds()[f"search-{strategy}"], 1),
             }
+
+
+def allocate(workspace: Workspace, budget: SizeBudget) -> BitAllocation:
+    """The strategy's allocation; what it learned for the first budget serves the others too."""
+    search = workspace.blueprint.recipe.search
+    found = workspace.search(search.strategy, budget)
+    if found.values is None:
+        workspace.run.discard_state(f"search-{search.strategy}-result")
+        return found.allocation
+    return rederive(found, workspace.blueprint.table(budget), budget.bytes, search.prior_strength).allocation
 
 
 if __name__ == "__main__":
