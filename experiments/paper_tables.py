@@ -6,7 +6,8 @@
 
 The papers' numbers are for BERT-base (DistilBERT in the table of students) on GLUE's dev sets, in percent: AQ-BERT (Zhao et al.,
 IJCAI 2021), and the table of MREM (Bai et al., NeurIPS 2022), which has those of the others. On another backbone only the order
-of the rows and their distance to full precision compare. Cells: `results/paper/<model>/`.
+of the rows and their distance to full precision (in brackets) compare. Cells: `results/paper/<model>/`; for the default
+backbone those of the comparison (`compare.py`) besides, which are of 5,000 training sentences.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from autoquant.core.progress import TerminalProgress
 from autoquant.core.settings import available_presets
 from autoquant.machine import Machine
 from autoquant.tasks.load import load_glue
+from compare import CELLS
 
 RESULTS = Path(__file__).parent / "results" / "paper"
 GLUE = ("mnli", "qqp", "qnli", "sst2", "cola", "stsb", "mrpc", "rte")
@@ -140,7 +142,7 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     for task in options.tasks if options.measure else ():
         measure(options, task)
-    print(tables(RESULTS / options.name))
+    print(tables(known_cells(options.name)))
 
 
 def presets() -> list[str]:
@@ -171,39 +173,67 @@ def measure(options: Options, task: str) -> None:
         progress.say(str(error))
 
 
-def tables(folder: Path) -> str:
-    """Every paper's table: its megabytes and percent, and ours, as means over seeds."""
-    cells = read_cells(folder)
-    return "\n\n".join(part for paper in PAPERS for part in (f"**{paper.title}** (MB of {paper.counts})", _table(paper, cells)))
+def known_cells(name: str) -> list[Cell]:
+    """Cells of a model; of the default backbone those of the comparison too, where a task and recipe has none of its own."""
+    own = read_cells(RESULTS / name)
+    there = {(cell.task, cell.method) for cell in own}
+    more = read_cells(CELLS) if name == default_backbone().name else []
+    return own + [cell for cell in more if cell.own_size and (cell.task, cell.method) not in there]
 
 
-def _table(paper: Paper, cells: list[Cell]) -> str:
-    tasks = [task for task in GLUE if any(task in row.percent for row in paper.rows)]
+def tables(cells: list[Cell], measured_only: bool = False) -> str:
+    """Every paper's table: its megabytes and percent, and ours, as means over seeds; `measured_only` leaves out other tasks."""
+    parts = []
+    for paper in PAPERS:
+        tasks = [task for task in GLUE if any(task in row.percent for row in paper.rows)]
+        if measured_only:
+            tasks = [task for task in tasks if any(cell.task == task for cell in cells)]
+        if tasks:
+            parts += [f"**{paper.title}** (MB of {paper.counts})", _table(paper, cells, tasks)]
+    return "\n\n".join(parts)
+
+
+def _table(paper: Paper, cells: list[Cell], tasks: list[str]) -> str:
     columns = ["", "paper: MB", "ours: MB of the file", *(f"{task}: {whose}" for task in tasks for whose in ("paper", "ours"))]
     rows = [_full(paper.full, cells, tasks)]
     for row in paper.rows:
         own = [cell for cell in cells if cell.method == row.preset]
         texts = []
         for task in tasks:
-            found = [cell.metric for cell in own if cell.task == task]
-            texts += [_percent(row, task), points(sum(found) / len(found)) if found else "no cells yet"]
+            found = [cell for cell in own if cell.task == task]
+            texts += [_percent(row, task, paper.full), _ours(found, cells)]
         size = f"{max(cell.file_bytes for cell in own) / 1e6:.1f}" if own else ""
         rows.append([row.preset, f"{row.megabytes:g}", size, *texts])
     return markdown(columns, rows)
 
 
+def _ours(found: list[Cell], cells: list[Cell]) -> str:
+    """The mean, and how far it is from the full precision of the backbone."""
+    if not found:
+        return "no cells yet"
+    mean, full = sum(cell.metric for cell in found) / len(found), _full_precision(cells, found[0].task).full_precision
+    return f"{points(mean)} ({100 * (mean - full):+.1f})"
+
+
+def _full_precision(cells: list[Cell], task: str) -> Cell:
+    """A cell with the largest model of a task, since recipes with a student have a smaller one of their own."""
+    return max((cell for cell in cells if cell.task == task), key=lambda cell: cell.full_precision_bytes)
+
+
 def _full(row: Row, cells: list[Cell], tasks: list[str]) -> list[str]:
-    """Full precision: the largest model of a task's cells, since recipes with a student have a smaller one of their own."""
+    measured = {cell.task for cell in cells}
     texts, sizes = [], []
     for task in tasks:
-        own = sorted((cell for cell in cells if cell.task == task), key=lambda cell: cell.full_precision_bytes)
-        texts += [_percent(row, task), points(own[-1].full_precision) if own else "no cells yet"]
-        sizes += [own[-1].full_precision_bytes] if own else []
+        own = _full_precision(cells, task) if task in measured else None
+        texts += [_percent(row, task), points(own.full_precision) if own else "no cells yet"]
+        sizes += [own.full_precision_bytes] if own else []
     return [row.preset, f"{row.megabytes:g}", f"{max(sizes) / 1e6:.1f}" if sizes else "", *texts]
 
 
-def _percent(row: Row, task: str) -> str:
-    return f"{row.percent[task]:g}" if task in row.percent else ""
+def _percent(row: Row, task: str, full: Row | None = None) -> str:
+    if task not in row.percent:
+        return ""
+    return f"{row.percent[task]:g}" + (f" ({row.percent[task] - full.percent[task]:+.1f})" if full else "")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from autoquant.training.batches import encode
 from autoquant.training.evaluate import predict_logits
 from autoquant.workspace import Workspace
 
-RESULT = Path(__file__).parent / "results" / "scores.json"
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Options:
     scored_rows: int = 4000
     threads: int = 1
     json: bool = False
-    """Write results/scores.json."""
+    """Write scores.json."""
+    results: Path = RESULTS
 
 
 def main() -> None:
@@ -75,7 +76,7 @@ def main() -> None:
     if options.json:
         made = {"task": "sst2", "scored_rows": len(fresh), "versions": versions()}
         teacher = file_sha256(options.teacher / "model.safetensors")
-        atomic_write_text(RESULT, json.dumps({**made, "teacher_sha256": teacher, "rows": rows}, indent=1) + "\n")
+        atomic_write_text(options.results / "scores.json", json.dumps({**made, "teacher_sha256": teacher, "rows": rows}, indent=1) + "\n")
 
 
 def measure(options: Options, data: TaskData, strategy: str, kind: str, samples: int, seed: int) -> Iterator[dict[str, Any]]:

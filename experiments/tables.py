@@ -22,8 +22,11 @@ from ablation import ROWS
 from compare_tables import compare_table, linears_table, whole_table
 from deployment_tables import deployment_table
 from mrem_tables import mrem_settings_table, mrem_table, plot_mrem
+from paper_tables import known_cells
+from paper_tables import tables as paper_tables
 from scipy.stats import spearmanr
 
+from autoquant.assets import default_backbone
 from autoquant.compare.bootstrap import paired_difference
 from autoquant.compare.table import difference_text
 from autoquant.core.allocation import BitAllocation
@@ -215,6 +218,7 @@ def main() -> None:
         tables["ablation"] = ablation()
     tables["ablation-drawn-labels"] = ablation(RESULTS / "ablation-drawn-labels")
     tables |= {"compare": compare_table(), "peers-linear": linears_table(), "peers-whole": whole_table()}
+    tables["papers"] = paper_tables(known_cells(default_backbone().name), measured_only=True)
     tables |= {"deployment": deployment_table(), "mrem": mrem_table(), "mrem-settings": mrem_settings_table()}
     if options.write:
         plot_mrem()

@@ -129,3 +129,26 @@ def test_a_column_has_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tables._main_columns(cells) == {("sst2", 25.0, "fp32")}
     assert tables._twins(cells) == ["Cells of another precision, against their twins: default at sst2 25x, bf16 -0.50."]
     assert tables._twins(cells[:2]) == []
+
+
+def test_scores(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
+    options = ["--data-dir", tiny_data, "--teacher", tiny_classifier_dir, "--kinds", "diagonal", "--measured", 0, 16]
+    options += ["--linear-mb", 0.012, "--ratios", 6, 7, "--train-rows", 200, "--scored-rows", 40, "--results", tmp_path, "--json"]
+    script("scores", *options)
+    rows = json.loads((tmp_path / "scores.json").read_text())["rows"]
+    assert [(row["strategy"], row["budget"]) for row in rows] == [
+        (strategy, budget) for strategy in ("uniform", "fisher", "measured") for budget in ("0.012 MB", "6x", "7x")
+    ]
+    assert all(0 <= row["accuracy"] <= 1 for row in rows)
+
+
+def test_the_papers_numbers_stand_beside_ours_and_beside_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full precision is 100 here and 93.5 in the paper: seeds at 50 and 25 are 62.5 points below on average, the paper's row 2.4."""
+    module("compare", monkeypatch)
+    papers = module("paper_tables", monkeypatch)
+    cells = [small_cell("aqbert-2.0", seed, answers, own_size=True) for seed, answers in ((0, (0, 0, 0, 0)), (1, (0, 0, 0, 1)))]
+    shown = papers.tables(cells, measured_only=True)
+    assert "| 20 | 2.0 | 91.1 (-2.4) | 37.50 (-62.5) |" in shown
+    assert "mnli" not in shown
+    assert "| 30 |  | 92.7 (-0.8) | no cells yet |" in shown
+    assert "mnli" in papers.tables(cells)
