@@ -75,8 +75,8 @@ def main() -> None:
             print(row, flush=True)
     if options.json:
         made = {"task": "sst2", "scored_rows": len(fresh), "versions": versions()}
-        teacher = file_sha256(options.teacher / "model.safetensors")
-        atomic_write_text(options.results / "scores.json", json.dumps({**made, "teacher_sha256": teacher, "rows": rows}, indent=1) + "\n")
+        made |= {"teacher_sha256": file_sha256(options.teacher / "model.safetensors"), "rows": rows}
+        atomic_write_text(options.results / "scores.json", json.dumps(made, indent=1) + "\n")
 
 
 def measure(options: Options, data: TaskData, strategy: str, kind: str, samples: int, seed: int) -> Iterator[dict[str, Any]]:

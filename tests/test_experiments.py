@@ -143,7 +143,7 @@ def test_scores(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> N
 
 
 def test_the_papers_numbers_stand_beside_ours_and_beside_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Full precision is 100 here and 93.5 in the paper: seeds at 50 and 25 are 62.5 points below on average, the paper's row 2.4."""
+    """Full precision is 100 here and 93.5 in the paper: seeds at 50 and 25 are 62.5 below on average, the paper's row 2.4."""
     module("compare", monkeypatch)
     papers = module("paper_tables", monkeypatch)
     cells = [small_cell("aqbert-2.0", seed, answers, own_size=True) for seed, answers in ((0, (0, 0, 0, 0)), (1, (0, 0, 0, 1)))]
