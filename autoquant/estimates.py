@@ -18,7 +18,7 @@ def estimate_stages(blueprint: Blueprint, strategy: str, controls: Sequence[str]
     stages = _estimate_teacher(blueprint)
     stages += [("Sensitivity", 25.0), ("Teacher outputs", len(blueprint.train) * forward)]
     methods, layers = (strategy, *controls), len({p.matrix.layer for p in blueprint.byte_model.partitions})
-    searches = [_estimate_search(method, recipe.search, step, layers) for method in methods]
+    searches = [_estimate_search(method, recipe.search, step, layers, len(blueprint.byte_model.partitions)) for method in methods]
     stages += [stage for stage in searches if stage[1]]
     return stages + [stage for method in methods for stage in _estimate_recovery(method, blueprint)]
 
@@ -54,10 +54,11 @@ def _estimate_recovery(method: str, blueprint: Blueprint) -> list[tuple[str, flo
     return [stage for stage in stages if stage[1]]
 
 
-def _estimate_search(strategy: str, settings: SearchSettings, step: float, layers: int) -> tuple[str, float]:
+def _estimate_search(strategy: str, settings: SearchSettings, step: float, layers: int, matrices: int) -> tuple[str, float]:
     """Title and seconds of a strategy's own stage; `step`: seconds of a training step on 32 texts.
 
-    A product with the Hessian of one layer was measured to take 1.3 of these, with that of all matrices 3.5.
+    A product with the Hessian of one layer was measured to take 1.3 of these, with that of one matrix 0.6; a matrix is tried out
+    at five widths, each half a forward pass.
     """
     products = settings.hessian_slices * layers * settings.power_iterations
     seconds = {
@@ -66,6 +67,8 @@ def _estimate_search(strategy: str, settings: SearchSettings, step: float, layer
         "bsq": 3.0 * step * settings.steps,
         "optuna": settings.trials * settings.trial_samples * 0.4 * step / 32,
         "qbert": 1.3 * step * products * settings.hessian_samples / 32,
-        "hawq": 3.5 * step * settings.trace_vectors * settings.batch_size / 32,
+        "hawq": 0.6 * step * matrices * settings.trace_vectors * settings.batch_size / 32,
+        "measured": 0.8 * step * matrices * settings.measured_samples / 32,
     }
-    return "Hessian" if strategy in ("qbert", "hawq") else "Search", seconds.get(strategy, 0.0)
+    titles = {"qbert": "Hessian", "hawq": "Hessian", "measured": "Measured losses"}
+    return titles.get(strategy, "Search"), seconds.get(strategy, 0.0)

@@ -1,9 +1,7 @@
 """HAWQ-V2's bits (Dong et al., NeurIPS 2020): the Hessian's average trace times the squared quantisation error, solved exactly.
 
 Omega_i = Tr(H_i) / n_i |Q(W_i) - W_i|^2, summed over what gets a width of its own and minimised at the given size: the paper's
-layers are matrices, whose average trace all their sub-groups share: that of one sub-group would mostly be noise. The trace comes
-from Hutchinson's estimator, E[v' H v] = Tr(H) for random signs v; one product with a v over all matrices serves each of them,
-since what the others add has mean zero.
+layers are matrices, whose average trace all their sub-groups share. Hutchinson's estimator gives the trace, matrix by matrix.
 """
 
 from __future__ import annotations
@@ -14,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoquant.core.cost import ChoiceTable
 from autoquant.core.derive import derive
 from autoquant.strategies.base import Problem, SearchResult
-from autoquant.strategies.hessian import hessian_product, label_losses, random_signs
+from autoquant.strategies.hessian import block_traces, label_losses
 from autoquant.strategies.sensitivity import squared_errors
 from autoquant.training.batches import BatchOrder
 from autoquant.training.loop import run_steps
@@ -37,40 +34,29 @@ class Hawq:
 
 
 def average_traces(problem: Problem) -> np.ndarray:
-    """Tr(H) / n of every sub-group's matrix, [N], whatever the budget; each step is one random vector on one batch."""
+    """Tr(H) / n of every sub-group's matrix, [N], whatever the budget; a step is one random vector a matrix, on one batch."""
     settings, context, table = problem.search, problem.context, problem.table
-    outputs, found = problem.train(), _Traces(len(table))
+    outputs, found = problem.train(), _Traces(len(table.partitions))
     parameters = [outputs.teacher.get_parameter(p.matrix.name) for p in table.partitions]
     order = BatchOrder(outputs.data, settings.batch_size, context.seed)
 
     def step(number: int) -> dict[str, float]:
-        vectors = random_signs(parameters)
         losses = label_losses(outputs.teacher, outputs.data.select(order.indices(number)), context.device)
-        loss, product = hessian_product(losses, parameters, vectors)
-        found.add(by_subgroup(table, [v * h for v, h in zip(vectors, product, strict=True)]))
+        loss, traces = block_traces(losses, parameters)
+        found.add(traces)
         return {"loss": loss, "trace": found.sums.sum().item() / found.count}
 
     run_steps(context, problem.stage, "Hessian", settings.trace_vectors, step, {"found": found})
-    average = found.sums.numpy() / found.count
-    for matrix in table.slices().values():
-        average[matrix] = average[matrix].sum() / table.parameters[matrix].sum()
-    return average
-
-
-def by_subgroup(table: ChoiceTable, matrices: list[Tensor]) -> Tensor:
-    """Sums over the entries of every sub-group, [N] float64; `matrices` in the order of the table."""
-    sums = []
-    for partition, matrix in zip(table.partitions, matrices, strict=True):
-        rows = matrix.detach().double().sum(dim=1).cpu()
-        sums.append(torch.zeros(partition.groups).double().index_add_(0, torch.from_numpy(partition.group_of_row), rows))
-    return torch.cat(sums)
+    sizes = [p.matrix.rows * p.matrix.columns for p in table.partitions]
+    average = found.sums.numpy() / found.count / sizes
+    return np.repeat(average, [p.groups for p in table.partitions])
 
 
 class _Traces:
-    """Summed estimates of every sub-group's trace, [N] float64, and how many there are."""
+    """Summed estimates of every matrix's trace, float64, and how many there are."""
 
-    def __init__(self, subgroups: int) -> None:
-        self.sums, self.count = torch.zeros(subgroups, dtype=torch.float64), 0
+    def __init__(self, matrices: int) -> None:
+        self.sums, self.count = torch.zeros(matrices, dtype=torch.float64), 0
 
     def add(self, estimates: Tensor) -> None:
         self.sums, self.count = self.sums + estimates, self.count + 1

@@ -8,20 +8,10 @@ import pytest
 import torch
 
 from autoquant.core.allocate import allocate
-from autoquant.core.cost import ByteModel, choice_table
-from autoquant.core.subgroup import Matrix, Partition
 from autoquant.strategies import STRATEGIES, Problem, hawq
 from autoquant.strategies.sensitivity import quantisation_errors, squared_errors
 
 MakeProblem = Callable[..., Problem]
-
-
-def test_sums_by_sub_group_by_hand() -> None:
-    runs = Partition(Matrix("a.weight", 3, 2, "ffn_in"), (2, 4), (2, 1))
-    buckets = Partition(Matrix("b.weight", 3, 1, "word_embedding"), (2, 4), (1, 2), np.array([1, 0, 1], dtype=np.uint8))
-    table = choice_table(ByteModel((runs, buckets), {}, "row", "{}"))
-    matrices = [torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([[1.0], [10.0], [100.0]])]
-    assert hawq.by_subgroup(table, matrices).tolist() == [10.0, 11.0, 10.0, 101.0]
 
 
 def test_squared_errors_are_those_of_the_quantised_rows(make_problem: MakeProblem) -> None:
@@ -48,15 +38,18 @@ def test_the_knapsack_minimises_trace_times_error(make_problem: MakeProblem, mon
     assert result.allocation == problem.table.to_allocation(allocate(-omega, problem.table, problem.budget.bytes))
 
 
-def test_traces_are_those_of_the_hessian(make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a diagonal Hessian one random vector is enough: v h v = h, whatever the signs."""
+def test_sub_groups_share_the_average_trace_of_their_matrix(make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem(trace_vectors=2)
+    drawn = iter((1.0, 3.0))
 
-    def diagonal(losses: Any, parameters: Any, vectors: Any) -> Any:
-        return 0.0, [3.0 * v for v in vectors]
+    def traces(losses: Any, parameters: Any) -> Any:
+        factor = next(drawn)
+        return 0.0, torch.tensor([factor * number * p.numel() for number, p in enumerate(parameters)], dtype=torch.float64)
 
-    monkeypatch.setattr(hawq, "hessian_product", diagonal)
-    np.testing.assert_allclose(hawq.average_traces(problem), 3.0)
+    monkeypatch.setattr(hawq, "block_traces", traces)
+    found, slices = hawq.average_traces(problem), problem.table.slices()
+    for number, partition in enumerate(problem.table.partitions):
+        np.testing.assert_allclose(found[slices[partition.matrix.name]], 2.0 * number)
 
 
 def test_curvature_is_found_where_the_loss_depends_on_the_weights(make_problem: MakeProblem) -> None:
