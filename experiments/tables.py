@@ -109,7 +109,7 @@ def ablation(folder: Path = RESULTS / "ablation") -> str:
     for name, row in ROWS.items():
         own = [cell for cell in measured if cell["row"] == name]
         if not own:
-            missing.append(name)
+            missing += [name] if name not in {cell["row"] for cell in everything} else []
             continue
         values = [_against([c for c in measured if _column(c) == column], name) for column in columns]
         off = [c["derived_bytes"] / c["budget_bytes"] - 1 for c in own if c["derived_bytes"]]
@@ -122,7 +122,8 @@ def ablation(folder: Path = RESULTS / "ablation") -> str:
     notes = [f"Full precision: {', '.join(sorted(full))}. Seconds: one busy CPU core. Cells by device:"]
     notes[0] += f" {', '.join(f'{device} {count}' for device, count in sorted(devices.items()))}."
     notes += [f"No cells yet of the rows {', '.join(missing)}."] if missing else []
-    return "\n".join([*lines, "", *notes, *_twins(everything), *_ranks(cells), *_stability(measured)])
+    notes += [*_twins(everything), *_without_twins(everything)]
+    return "\n".join([*lines, "", *notes, *_ranks(cells), *_stability(measured)])
 
 
 def _column(cell: dict[str, Any]) -> tuple[str, float, str]:
@@ -148,6 +149,18 @@ def _twins(cells: list[dict[str, Any]]) -> list[str]:
         difference = 100 * (cell["metrics"][cell["metric"]] - twins[0]["metrics"][cell["metric"]])
         lines.append(f"{cell['row']} at {_column_name(_column(cell))} {difference:+.2f}")
     return [f"Cells of another precision, against their twins: {'; '.join(lines)}."] if lines else []
+
+
+def _without_twins(cells: list[dict[str, Any]]) -> list[str]:
+    """Cells of another precision than their column's that the column lacks, beside `default` in their own."""
+    main, lines = _main_columns(cells), []
+    known = {(cell["row"], *_column(cell)[:2]) for cell in cells if _column(cell) in main}
+    alone = [cell for cell in cells if (cell["row"], *_column(cell)[:2]) not in known]
+    for row, column in sorted({(cell["row"], _column(cell)) for cell in alone}):
+        value, difference = _against([c for c in cells if _column(c) == column], row).split(" |")
+        beside = f", minus default{difference}" if difference else ""
+        lines.append(f"{ROWS[row].about} at {_column_name(column)} {value}{beside}")
+    return [f"Only in another precision: {'; '.join(lines)}."] if lines else []
 
 
 def _column_name(column: tuple[str, float, str]) -> str:

@@ -128,6 +128,10 @@ def test_a_column_has_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [cell("default", 0.875), cell("uniform", 0.75), cell("default", 0.870, precision="bf16")]
     assert tables._main_columns(cells) == {("sst2", 25.0, "fp32")}
     assert tables._twins(cells) == ["Cells of another precision, against their twins: default at sst2 25x, bf16 -0.50."]
+    assert tables._without_twins(cells) == []
+    cells.append(cell("search", 0.880, precision="bf16", seed=1))
+    about = "- search (prior and knapsack alone)"
+    assert tables._without_twins(cells) == [f"Only in another precision: {about} at sst2 25x, bf16 88.00."]
     assert tables._twins(cells[:2]) == []
 
 
