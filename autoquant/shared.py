@@ -138,8 +138,7 @@ class SharedParts:
             "seed": seed,
             "machine": self.machine.identity(),
         }
-        defaults = {"recipe": dataclasses.asdict(Recipe())}
-        with RunDirectory.open(self.folder / key, identity, resume=True, defaults=defaults) as run:
+        with RunDirectory.open(self.folder / key, identity, resume=True) as run:
             yield Workspace(blueprint, run, self.progress, self.machine, seed)
 
     @contextmanager
@@ -151,24 +150,8 @@ class SharedParts:
 
     @staticmethod
     def _key(recipe: Recipe, seed: int) -> str:
-        settings = dataclasses.asdict(_upstream(recipe))
-        text = json.dumps({"recipe": without_defaults(settings, dataclasses.asdict(Recipe())), "seed": seed}, sort_keys=True)
+        text = json.dumps({"recipe": dataclasses.asdict(_upstream(recipe)), "seed": seed}, sort_keys=True)
         return f"seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def without_defaults(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs from the defaults: the same for a run that is older than a setting whose default changes nothing.
-
-    >>> without_defaults({"steps": 3, "search": {"new": 0, "rate": 2}}, {"steps": 3, "search": {"new": 0, "rate": 1}})
-    {'search': {'rate': 2}}
-    """
-    kept: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            value = without_defaults(value, defaults[key])
-        if value != ({} if isinstance(value, Mapping) else defaults[key]):
-            kept[key] = value
-    return kept
 
 
 def _upstream(recipe: Recipe) -> Recipe:

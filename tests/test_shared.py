@@ -1,7 +1,6 @@
 """What is shared is made once, and names of cells say what they are."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from autoquant.core.progress import SilentProgress
 from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe, RecoverySettings, SearchSettings, StudentSettings, TeacherSettings
 from autoquant.machine import Machine
-from autoquant.shared import SharedParts, cell_name, drop_copies, pivot_budget, weights_sha256, without_defaults
+from autoquant.shared import SharedParts, cell_name, drop_copies, pivot_budget, weights_sha256
 from autoquant.supernet.mixing import KERNELS
 from autoquant.tasks.load import load_glue
 from autoquant.workspace import Workspace
@@ -114,16 +113,3 @@ def test_copies_go_and_the_result_stays(tmp_path: Path) -> None:
     drop_copies(tmp_path)
     drop_copies(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_a_setting_that_is_new_since_a_search_does_not_ask_for_another(parts: SharedParts) -> None:
-    parts.for_run(with_strategy("dnas"), SizeBudget(18_000), 0)
-    (folder,) = parts.folder.glob("seed0-*")
-    content = json.loads((folder / "run.json").read_text())
-    del content["settings"]["recipe"]["search"]["measured_samples"]  # as a run that is older
-    (folder / "run.json").write_text(json.dumps(content))
-    again = dataclasses.replace(parts)
-    again.for_run(with_strategy("dnas"), SizeBudget(18_000), 0)
-    assert list(parts.folder.glob("seed0-*")) == [folder]
-    assert searched(folder) == RECIPE.search.steps
-    assert without_defaults({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 2}, "new": 0}) == {}

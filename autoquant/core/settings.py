@@ -140,8 +140,8 @@ class SearchSettings:
     """qbert: most texts of a slice; it never has more than its share of the training part (the paper's tenth)."""
     power_iterations: int = 10
     """qbert: most steps of an eigenvalue's power iteration."""
-    trace_vectors: int = 24
-    """hawq: random vectors of every matrix, each on a batch of its own, from which its trace is estimated."""
+    trace_vectors: int = 64
+    """hawq: random vectors of every matrix, each on a few texts of its own, from which its trace is estimated."""
     requantise_every: int = 10
     """bsq: steps after which planes are rounded to exact bits and empty ones dropped."""
     trials: int = 100

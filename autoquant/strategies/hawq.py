@@ -19,6 +19,7 @@ from autoquant.strategies.sensitivity import squared_errors
 from autoquant.training.batches import BatchOrder
 from autoquant.training.loop import run_steps
 
+TEXTS = 8  # on which one vector a matrix is tried: many vectors on few texts say more than few on many
 LEAST = 1e-6  # of the largest trace: more bits are never worth nothing
 
 
@@ -34,11 +35,11 @@ class Hawq:
 
 
 def average_traces(problem: Problem) -> np.ndarray:
-    """Tr(H) / n of every sub-group's matrix, [N], whatever the budget; a step is one random vector a matrix, on one batch."""
+    """Tr(H) / n of every sub-group's matrix, [N], whatever the budget; a step is one random vector a matrix."""
     settings, context, table = problem.search, problem.context, problem.table
     outputs, found = problem.train(), _Traces(len(table.partitions))
     parameters = [outputs.teacher.get_parameter(p.matrix.name) for p in table.partitions]
-    order = BatchOrder(outputs.data, settings.batch_size, context.seed)
+    order = BatchOrder(outputs.data, TEXTS, context.seed)
 
     def step(number: int) -> dict[str, float]:
         losses = label_losses(outputs.teacher, outputs.data.select(order.indices(number)), context.device)
