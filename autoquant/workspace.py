@@ -274,14 +274,13 @@ class Workspace:
             self._measured,
         )
 
-    def _measured(self) -> Sensitivity:
+    def _measured(self, problem: Problem) -> Sensitivity:
         """The sensitivities as they come out when every matrix is tried at every width."""
         blueprint, known, texts = self.blueprint, self.calibration, self._calibration_texts
         few = texts.select(np.arange(min(len(texts), blueprint.recipe.search.measured_samples)))
-        teacher, table, backbone = self.teacher, choice_table(blueprint.byte_model), blueprint.source.backbone
-        return measured_scores(
-            known.sensitivity, teacher, backbone, table, blueprint.quantizer, known.scales, few, self.progress
-        )
+        teacher, backbone, quantizer = self.teacher, blueprint.source.backbone, blueprint.quantizer
+        how = problem.table, quantizer, known.scales, few, problem.context, problem.stage
+        return measured_scores(known.sensitivity, teacher, backbone, *how)
 
     def search(self, strategy: str, budget: SizeBudget) -> SearchResult:
         """Run a strategy under the run's budget, or read the result of its finished stage."""

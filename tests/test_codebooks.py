@@ -21,7 +21,7 @@ def packed_bytes(run_dir: Path) -> bytes:
 
 @pytest.mark.parametrize(
     ("quantizer", "space", "strategy", "ratio"),
-    [("gobo", "codebook", "fisher", 6), ("pq", "codebook", "uniform", 1.4), ("twn", "ternary", "fisher", 8)],
+    [("gobo", "codebook", "fisher", 6), ("pq", "codebook", "uniform", 1.4), ("twn", "ternary", "measured", 8)],
 )
 def test_post_training(
     quantizer: str, space: str, strategy: str, ratio: float, tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path

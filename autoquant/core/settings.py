@@ -76,7 +76,7 @@ class SearchSettings:
     """How the bits are found."""
 
     strategy: str = "dnas"
-    """dnas, uniform, random, reversed, fisher, qbert, hawq, bp-nas, bsq or optuna."""
+    """dnas, uniform, random, reversed, fisher, measured, qbert, hawq, bp-nas, bsq or optuna."""
     steps: int = 300
     """Search steps, each one weight step and, once the bits are open, one architecture step."""
     batch_size: int = 32

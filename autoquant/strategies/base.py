@@ -46,8 +46,8 @@ class Problem:
     """Names the search's checkpoint and log lines."""
     learned: Callable[[], SearchResult]
     """The differentiable search of the same budget, run now or read from its finished stage."""
-    measured: Callable[[], Sensitivity]
-    """`sensitivity` with every matrix tried at every width (`strategies.probe`), run now."""
+    measured: Callable[[Problem], Sensitivity]
+    """`sensitivity` with every matrix tried at every width (`strategies.probe`), run now as this problem's stage."""
 
     @property
     def judging_bits(self) -> DistillationSettings:

@@ -13,7 +13,7 @@ class Measured:
     """Minimise the summed loss within the budget: measured by matrix, spread over its sub-groups by their Fisher scores."""
 
     def search(self, problem: Problem) -> SearchResult:
-        measured = problem.measured()
+        measured = problem.measured(problem)
         values, removal = -measured.choices, -measured.removals
         derived = derive(values, problem.table, problem.budget.bytes, removal)
         return SearchResult(derived.allocation, values, removal)

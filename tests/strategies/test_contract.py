@@ -61,7 +61,7 @@ def test_a_byte_too_few_is_refused(name: str, make_problem: MakeProblem) -> None
         search(name, dataclasses.replace(problem, budget=budget))
 
 
-@pytest.mark.parametrize("name", ["uniform", "qbert", "hawq", "bsq", "optuna"])
+@pytest.mark.parametrize("name", ["uniform", "measured", "qbert", "hawq", "bsq", "optuna"])
 def test_what_does_not_count_is_as_wide_as_can_be(name: str, workspace: Workspace, make_problem: MakeProblem) -> None:
     """Under an encoder budget, which leaves embeddings, pooler and classifier out."""
     table = choice_table(workspace.blueprint.byte_model, "encoder")
@@ -125,7 +125,7 @@ class InterruptingProgress(SilentProgress):
 
     @contextmanager
     def stage(self, title: str, total: int, start: int = 0) -> Iterator[Any]:  # type: ignore[override]
-        yield self if title in ("Search", "Hessian") else SilentProgress()
+        yield self if title in ("Search", "Hessian", "Measured losses") else SilentProgress()
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         self.steps += steps
