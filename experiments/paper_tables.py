@@ -195,39 +195,35 @@ def tables(cells: list[Cell], measured_only: bool = False) -> str:
 
 def _table(paper: Paper, cells: list[Cell], tasks: list[str]) -> str:
     columns = ["", "paper: MB", "ours: MB of the file", *(f"{task}: {whose}" for task in tasks for whose in ("paper", "ours"))]
-    rows = [_full(paper.full, cells, tasks)]
+    rows = [_full(paper, cells, tasks)]
     for row in paper.rows:
         own = [cell for cell in cells if cell.method == row.preset]
         texts = []
         for task in tasks:
             found = [cell for cell in own if cell.task == task]
-            texts += [_percent(row, task, paper.full), _ours(found, cells)]
+            texts += [_percent(row, task, paper.full), _ours(found)]
         size = f"{max(cell.file_bytes for cell in own) / 1e6:.1f}" if own else ""
         rows.append([row.preset, f"{row.megabytes:g}", size, *texts])
     return markdown(columns, rows)
 
 
-def _ours(found: list[Cell], cells: list[Cell]) -> str:
-    """The mean, and how far it is from the full precision of the backbone."""
+def _ours(found: list[Cell]) -> str:
+    """The mean, and how far it is from full precision: a student's from the student's."""
     if not found:
         return "no cells yet"
-    mean, full = sum(cell.metric for cell in found) / len(found), _full_precision(cells, found[0].task).full_precision
-    return f"{points(mean)} ({100 * (mean - full):+.1f})"
+    mean, loss = (sum(values) / len(found) for values in ([c.metric for c in found], [c.metric - c.full_precision for c in found]))
+    return f"{points(mean)} ({100 * loss:+.1f})"
 
 
-def _full_precision(cells: list[Cell], task: str) -> Cell:
-    """A cell with the largest model of a task, since recipes with a student have a smaller one of their own."""
-    return max((cell for cell in cells if cell.task == task), key=lambda cell: cell.full_precision_bytes)
-
-
-def _full(row: Row, cells: list[Cell], tasks: list[str]) -> list[str]:
-    measured = {cell.task for cell in cells}
-    texts, sizes = [], []
+def _full(paper: Paper, cells: list[Cell], tasks: list[str]) -> list[str]:
+    """Full precision, as the cells of this table have it."""
+    own = [cell for cell in cells if cell.method in {row.preset for row in paper.rows}]
+    texts = []
     for task in tasks:
-        own = _full_precision(cells, task) if task in measured else None
-        texts += [_percent(row, task), points(own.full_precision) if own else "no cells yet"]
-        sizes += [own.full_precision_bytes] if own else []
-    return [row.preset, f"{row.megabytes:g}", f"{max(sizes) / 1e6:.1f}" if sizes else "", *texts]
+        found = [cell.full_precision for cell in own if cell.task == task]
+        texts += [_percent(paper.full, task), points(sum(found) / len(found)) if found else "no cells yet"]
+    size = f"{max(cell.full_precision_bytes for cell in own) / 1e6:.1f}" if own else ""
+    return [paper.full.preset, f"{paper.full.megabytes:g}", size, *texts]
 
 
 def _percent(row: Row, task: str, full: Row | None = None) -> str:

@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import tyro
+from torch.nn.functional import kl_div
 
 from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
@@ -99,28 +102,34 @@ def under(
     with tempfile.TemporaryDirectory() as folder, RunDirectory.open(Path(folder) / "run", {}, resume=False) as run:
         workspace = Workspace(blueprint, run, SilentProgress(), Machine(threads=options.threads), seed)
         scored, strategy = encode(blueprint.source.tokenizer, data.evaluation, 64), recipe.search.strategy
+        teacher = torch.from_numpy(predict_logits(workspace.teacher, scored)).log_softmax(1)
         for name, budget in budgets:
-            allocation = allocate(workspace, budget)
-            right = predict_logits(workspace.frozen_supernet(allocation).eval(), scored).argmax(1) == scored.labels
+            allocation, summed = allocate(workspace, budget)
+            logits = torch.from_numpy(predict_logits(workspace.frozen_supernet(allocation).eval(), scored))
+            loss = kl_div(logits.log_softmax(1), teacher, log_target=True, reduction="batchmean").item()
             yield {
                 "budget": name,
                 "strategy": strategy,
                 "sensitivity": "" if strategy == "uniform" else recipe.search.sensitivity,
                 "measured": samples,
                 "seed": seed,
-                "accuracy": float(right.mean()),
+                "accuracy": float((logits.argmax(1).numpy() == scored.labels).mean()),
+                "loss": loss,
+                "summed": summed,
                 "seconds": round(run.seconds()[f"search-{strategy}"], 1),
             }
 
 
-def allocate(workspace: Workspace, budget: SizeBudget) -> BitAllocation:
-    """The strategy's allocation; what it learned for the first budget serves the others too."""
-    search = workspace.blueprint.recipe.search
+def allocate(workspace: Workspace, budget: SizeBudget) -> tuple[BitAllocation, float | None]:
+    """The strategy's allocation, and what it costs by what was minimised; what it learned for the first budget serves all."""
+    search, table = workspace.blueprint.recipe.search, workspace.blueprint.table(budget)
     found = workspace.search(search.strategy, budget)
     if found.values is None:
         workspace.run.discard_state(f"search-{search.strategy}-result")
-        return found.allocation
-    return rederive(found, workspace.blueprint.table(budget), budget.bytes, search.prior_strength).allocation
+        return found.allocation, None
+    again = rederive(found, table, budget.bytes, search.prior_strength)
+    assert again.values is not None
+    return again.allocation, float(-again.values[np.arange(len(table)), table.to_choice(again.allocation)].sum())
 
 
 if __name__ == "__main__":

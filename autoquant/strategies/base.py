@@ -27,7 +27,7 @@ ARRAYS = ("values", "removal", "probability")  # of a SearchResult
 class Problem:
     """Everything a strategy may look at. The evaluation data is not here.
 
-    `sensitivity`: expected loss increase of every choice of the table and every removal;
+    `sensitivity`: Fisher scores of every choice of the table and every removal;
     `make_supernet` builds a fresh supernet from the teacher's weights; `train` and `held_out` give the two parts of the training
     file with the teacher's outputs, `whole` both together; they are computed when first asked for.
     """

@@ -103,7 +103,8 @@ def _signs(like: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """Expected loss increase of every choice of a table, [N, K] float64, and of removing each of its units, [U]."""
+    """What every choice of a table costs, [N, K] float64, and removing each of its units, [U]: Fisher scores are twice the
+    expected increase of the loss, whose quadratic has a half; measured ones are the loss itself, in nats per text."""
 
     choices: np.ndarray
     removals: np.ndarray

@@ -53,7 +53,7 @@ from autoquant.training.evaluate import predict_logits
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "peers"
 COMMON = ("torch==2.13.0", "transformers==5.23.0", "numpy")
-OURS = ("default", str(HERE / "no-training.toml"), str(HERE / "no-training-float.toml"))
+OURS = ("default", *(str(HERE / f"{name}.toml") for name in ("no-training", "no-training-float", "no-training-fisher")))
 
 
 @dataclass(frozen=True)
