@@ -211,8 +211,9 @@ def _ours(found: list[Cell]) -> str:
     """The mean, and how far it is from full precision: a student's from the student's."""
     if not found:
         return "no cells yet"
-    mean, loss = (sum(values) / len(found) for values in ([c.metric for c in found], [c.metric - c.full_precision for c in found]))
-    return f"{points(mean)} ({100 * loss:+.1f})"
+    mean = sum(cell.metric for cell in found) / len(found)
+    full = sum(cell.full_precision for cell in found) / len(found)
+    return f"{points(mean)} ({100 * (mean - full):+.1f})"
 
 
 def _full(paper: Paper, cells: list[Cell], tasks: list[str]) -> list[str]:
