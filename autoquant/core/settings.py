@@ -141,7 +141,7 @@ class SearchSettings:
     power_iterations: int = 10
     """qbert: most steps of an eigenvalue's power iteration."""
     trace_vectors: int = 64
-    """hawq: random vectors of every matrix, each on a few texts of its own, from which its trace is estimated."""
+    """hawq: batches, each text with a random vector of its own, from which traces are estimated."""
     requantise_every: int = 10
     """bsq: steps after which planes are rounded to exact bits and empty ones dropped."""
     trials: int = 100

@@ -1,11 +1,17 @@
 """HAWQ-V2's bits (Dong et al., NeurIPS 2020): the Hessian's average trace times the squared quantisation error, solved exactly.
 
 Omega_i = Tr(H_i) / n_i |Q(W_i) - W_i|^2, summed over what gets a width of its own and minimised at the given size: the paper's
-layers are matrices, whose average trace all their sub-groups share. Hutchinson's estimator gives the trace, matrix by matrix.
+layers are matrices, whose average trace all their sub-groups share.
+
+Ours: H is the generalised Gauss-Newton matrix J' F J, with F the curvature of the loss by a text's logits. The rest of the
+Hessian vanishes where the model fits its labels, and what it adds to an estimate is noise: v' H v with a random v over all
+matrices, or even one a matrix, came out negative for many of them. Hutchinson's estimator is used where F is, with random signs e
+for a text's classes: E |J' L e|^2 = Tr(J' F J) for L L' = F (`fisher_loss`), all matrices at once; of two classes it is exact.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +20,10 @@ from torch import Tensor
 
 from autoquant.core.derive import derive
 from autoquant.strategies.base import Problem, SearchResult
-from autoquant.strategies.hessian import block_traces, label_losses
-from autoquant.strategies.sensitivity import squared_errors
+from autoquant.strategies.sensitivity import fisher_loss, squared_errors
 from autoquant.training.batches import BatchOrder
 from autoquant.training.loop import run_steps
 
-TEXTS = 8  # on which one vector a matrix is tried: many vectors on few texts say more than few on many
 LEAST = 1e-6  # of the largest trace: more bits are never worth nothing
 
 
@@ -29,28 +33,37 @@ class Hawq:
 
     def search(self, problem: Problem) -> SearchResult:
         trace = average_traces(problem)
-        trace = np.maximum(trace, LEAST * np.abs(trace).max())  # a negative estimate is curvature below the noise
+        trace = np.maximum(trace, LEAST * trace.max())  # of a matrix that no text reaches
         values = -trace[:, None] * squared_errors(problem.make_supernet())
         return SearchResult(derive(values, problem.table, problem.budget.bytes).allocation, values)
 
 
 def average_traces(problem: Problem) -> np.ndarray:
-    """Tr(H) / n of every sub-group's matrix, [N], whatever the budget; a step is one random vector a matrix."""
+    """Tr(H) / n of every sub-group's matrix per text, [N], whatever the budget; each step adds a batch of texts."""
     settings, context, table = problem.search, problem.context, problem.table
     outputs, found = problem.train(), _Traces(len(table.partitions))
-    parameters = [outputs.teacher.get_parameter(p.matrix.name) for p in table.partitions]
-    order = BatchOrder(outputs.data, TEXTS, context.seed)
+    teacher, data = outputs.teacher.eval(), outputs.data
+    parameters = [teacher.get_parameter(p.matrix.name) for p in table.partitions]
+    order = BatchOrder(data, settings.batch_size, context.seed)
 
     def step(number: int) -> dict[str, float]:
-        losses = label_losses(outputs.teacher, outputs.data.select(order.indices(number)), context.device)
-        loss, traces = block_traces(losses, parameters)
-        found.add(traces)
-        return {"loss": loss, "trace": found.sums.sum().item() / found.count}
+        for index in order.indices(number):
+            batch = data.collate([index], context.device)
+            batch.pop("labels")
+            found.add(text_traces(teacher(**batch).logits.float(), parameters))
+        trace = found.sums.sum().item() / found.count
+        return {"loss": trace, "trace": trace}
 
     run_steps(context, problem.stage, "Hessian", settings.trace_vectors, step, {"found": found})
     sizes = [p.matrix.rows * p.matrix.columns for p in table.partitions]
     average = found.sums.numpy() / found.count / sizes
     return np.repeat(average, [p.groups for p in table.partitions])
+
+
+def text_traces(logits: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """|J' L e|^2 of one text's logits [1, classes] by each of the parameters, [matrices] float64."""
+    gradients = torch.autograd.grad(fisher_loss(logits), parameters)
+    return torch.stack([gradient.square().sum() for gradient in gradients]).double().cpu()
 
 
 class _Traces:

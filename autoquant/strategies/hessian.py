@@ -1,4 +1,4 @@
-"""How curved is the training loss? Products of the teacher's Hessian with vectors, which Q-BERT and HAWQ are made of.
+"""How curved is the training loss? Products of the teacher's Hessian with vectors, which Q-BERT is made of.
 
 Gradients are differentiated once more (Pearlmutter 1994), so no Hessian is ever formed. Attention runs in its plain form: the
 fused ones have no second derivative.
@@ -59,23 +59,6 @@ def top_eigenvalue(
             break
         vectors = _unit(image)
     return value, loss
-
-
-def block_traces(losses: Iterable[Tensor], parameters: Vectors) -> tuple[float, Tensor]:
-    """The summed loss, and an estimate of the trace of the Hessian's block of each of `parameters`, [blocks] float64.
-
-    v' H v with random signs v has that mean (Hutchinson 1989). Each block has a v of its own, and a product of its own: of one
-    product over all, what the other blocks add would have mean zero too, but many times the size of what is asked.
-    """
-    total, traces = 0.0, torch.zeros(len(parameters), dtype=torch.float64)
-    for loss in losses:
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
-        for block, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-            signs = torch.randint_like(parameter, 2) * 2 - 1
-            (product,) = torch.autograd.grad((gradient * signs).sum(), parameter, retain_graph=True)
-            traces[block] += (signs * product).sum().item()
-        total += loss.item()
-    return total, traces
 
 
 def data_slices(data: Encoded, count: int, most: int, seed: int) -> list[Encoded]:

@@ -1,5 +1,6 @@
 """Omega by hand: average trace times squared error, per sub-group."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,17 +40,35 @@ def test_the_knapsack_minimises_trace_times_error(make_problem: MakeProblem, mon
 
 
 def test_sub_groups_share_the_average_trace_of_their_matrix(make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = make_problem(trace_vectors=2)
-    drawn = iter((1.0, 3.0))
+    """The first batch of eight texts says 1, the second 3."""
+    problem, calls = make_problem(trace_vectors=2), itertools.count()
 
-    def traces(losses: Any, parameters: Any) -> Any:
-        factor = next(drawn)
-        return 0.0, torch.tensor([factor * number * p.numel() for number, p in enumerate(parameters)], dtype=torch.float64)
+    def traces(logits: Any, parameters: Any) -> Any:
+        factor = 1.0 if next(calls) < 8 else 3.0
+        return torch.tensor([factor * number * p.numel() for number, p in enumerate(parameters)], dtype=torch.float64)
 
-    monkeypatch.setattr(hawq, "block_traces", traces)
+    monkeypatch.setattr(hawq, "text_traces", traces)
     found, slices = hawq.average_traces(problem), problem.table.slices()
+    assert next(calls) == 16
     for number, partition in enumerate(problem.table.partitions):
         np.testing.assert_allclose(found[slices[partition.matrix.name]], 2.0 * number)
+
+
+def test_two_classes_have_their_trace_in_a_single_vector() -> None:
+    """Logits W x: the Gauss-Newton matrix is F kron x x', its trace tr(F) |x|^2: 2 * 3/16 at a margin of ln 3, and 5."""
+    x = torch.tensor([[1.0, 2.0]])
+    weight = torch.tensor([[np.log(3.0), 0.0], [0.0, 0.0]], dtype=torch.float32, requires_grad=True)
+    assert hawq.text_traces(x @ weight.T, [weight]).item() == pytest.approx(2 * 3 / 16 * 5, rel=1e-5)
+
+
+def test_three_classes_have_it_on_average() -> None:
+    """Against the Gauss-Newton matrix written out."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(3, 2, requires_grad=True), torch.randn(1, 2)
+    p = torch.softmax((x @ weight.T)[0], 0).detach()
+    expected = (torch.diag(p) - torch.outer(p, p)).trace() * x.square().sum()
+    drawn = [hawq.text_traces(x @ weight.T, [weight]).item() for _ in range(400)]
+    assert np.mean(drawn) == pytest.approx(expected.item(), rel=0.1)
 
 
 def test_curvature_is_found_where_the_loss_depends_on_the_weights(make_problem: MakeProblem) -> None:

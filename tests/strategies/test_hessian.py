@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autoquant.strategies.hessian import block_traces, data_slices, hessian_product, label_losses, top_eigenvalue
+from autoquant.strategies.hessian import data_slices, hessian_product, label_losses, top_eigenvalue
 from autoquant.training.distillation import label_loss
 
 MATRIX = torch.tensor([[2.0, 1.0, 0.0], [1.0, -5.0, 0.0], [0.0, 0.0, 1.0]])
@@ -38,29 +38,6 @@ def test_the_top_eigenvalue_keeps_its_sign() -> None:
 def test_a_flat_loss_has_no_curvature() -> None:
     point = nn.Parameter(torch.ones(3))
     assert top_eigenvalue(lambda v: (0.0, [torch.zeros(3)]), [point], 5) == (0.0, 0.0)
-
-
-def test_a_block_s_trace_knows_nothing_of_other_blocks() -> None:
-    """Two blocks with diagonal Hessians (traces 2 + 4 and -6), coupled a hundred times as strongly: any signs give the traces."""
-    first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))
-
-    def losses() -> Iterator[Tensor]:
-        for share in (0.25, 0.75):  # batches of a mean
-            yield share * (first[0] ** 2 + 2 * first[1] ** 2 + 500 * first.sum() * second[0] - 3 * second[0] ** 2)
-
-    for seed in range(3):
-        torch.manual_seed(seed)
-        loss, traces = block_traces(losses(), [first, second])
-        assert traces.tolist() == pytest.approx([6.0, -6.0])
-        assert loss == pytest.approx(1 + 2 + 1000 - 3)
-
-
-def test_the_mean_over_signs_is_the_trace() -> None:
-    point = nn.Parameter(torch.ones(3))
-    torch.manual_seed(0)
-    drawn = [block_traces(quadratic(point), [point])[1].item() for _ in range(200)]
-    assert np.mean(drawn) == pytest.approx(-2.0, abs=0.3)
-    assert len(set(np.round(drawn, 3))) > 1
 
 
 def test_a_product_of_a_real_model_is_the_change_of_its_gradient(make_problem: Callable[..., Any]) -> None:
