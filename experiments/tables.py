@@ -157,8 +157,10 @@ def _without_twins(cells: list[dict[str, Any]]) -> list[str]:
     known = {(cell["row"], *_column(cell)[:2]) for cell in cells if _column(cell) in main}
     alone = [cell for cell in cells if (cell["row"], *_column(cell)[:2]) not in known]
     for row, column in sorted({(cell["row"], _column(cell)) for cell in alone}):
-        value, difference = _against([c for c in cells if _column(c) == column], row).split(" |")
-        beside = f", minus default{difference}" if difference else ""
+        own = [c for c in cells if _column(c) == column]
+        value, difference = _against(own, row).split(" |")
+        paired = {c["seed"] for c in own if c["row"] == row} & {c["seed"] for c in own if c["row"] == "default"}
+        beside = f", minus default{difference} (n={len(paired)})" if difference else ""
         lines.append(f"{ROWS[row].about} at {_column_name(column)} {value}{beside}")
     return [f"Only in another precision: {'; '.join(lines)}."] if lines else []
 

@@ -7,6 +7,7 @@ in a row, one centroid after the other.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,7 @@ LARGEST = 65504.0  # of float16
 CHUNK = 2**18  # distances computed at a time: what stays in cache
 
 
-class CodebookQuantizer:
+class CodebookQuantizer(ABC):
     """Every weight, or block of weights, takes its nearest centroid; a few outliers may stay as they are, in float16."""
 
     name: str
@@ -27,9 +28,9 @@ class CodebookQuantizer:
     storage: Storage
     symmetric_int8 = False
 
+    @abstractmethod
     def centroids(self, weight: Tensor, bits: int) -> Tensor:
         """The codebook of one sub-group, [numbers], exact in float16: weight [rows, columns]."""
-        raise NotImplementedError
 
     def measure(self, weight: Tensor, widths: Sequence[int], group: Tensor, allowed: Sequence[int]) -> Tensor:
         """Codebooks of every width one after the other, [groups, numbers of all `widths`]; zeros where not `allowed`.

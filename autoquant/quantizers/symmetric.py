@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from autoquant.core.storage import PLAIN
 from autoquant.quantizers.base import Grid
 
 
-class Symmetric:
+class Symmetric(ABC):
     """Nearest value of the grid; scales are stored as float16."""
 
     name: str
@@ -18,8 +20,9 @@ class Symmetric:
     symmetric_int8 = True
     asymmetric = False
 
+    @abstractmethod
     def grid(self, bits: int) -> Grid:
-        raise NotImplementedError
+        """The values of a width."""
 
     def _levels(self, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
         grid = self.grid(bits)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from autoquant.core.derive import derive
 from autoquant.strategies.base import Problem, SearchResult
+from autoquant.strategies.sensitivity import Sensitivity
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,10 @@ class Fisher:
     """Minimise the summed Fisher score within the budget."""
 
     def search(self, problem: Problem) -> SearchResult:
-        values, removal = -problem.sensitivity.choices, -problem.sensitivity.removals
-        derived = derive(values, problem.table, problem.budget.bytes, removal)
-        return SearchResult(derived.allocation, values, removal)
+        return cheapest(problem, problem.sensitivity)
+
+
+def cheapest(problem: Problem, sensitivity: Sensitivity) -> SearchResult:
+    """The allocation within the budget that costs least, as choices and removals are priced."""
+    values, removal = -sensitivity.choices, -sensitivity.removals
+    return SearchResult(derive(values, problem.table, problem.budget.bytes, removal).allocation, values, removal)

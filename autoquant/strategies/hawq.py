@@ -5,7 +5,7 @@ layers are matrices, whose average trace all their sub-groups share.
 
 Ours: H is the generalised Gauss-Newton matrix J' F J, with F the curvature of the loss by a text's logits. The rest of the
 Hessian vanishes where the model fits its labels, and what it adds to an estimate is noise: v' H v with a random v over all
-matrices, or even one a matrix, came out negative for many of them. Hutchinson's estimator is used where F is, with random signs e
+matrices came out negative for a third of them after 64 vectors. Hutchinson's estimator is used where F is, with random signs e
 for a text's classes: E |J' L e|^2 = Tr(J' F J) for L L' = F (`fisher_loss`), all matrices at once; of two classes it is exact.
 """
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autoquant.core.derive import derive
 from autoquant.strategies.base import Problem, SearchResult
+from autoquant.strategies.fisher import cheapest
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,4 @@ class Measured:
     """Minimise the summed loss within the budget: measured by matrix, spread over its sub-groups by their Fisher scores."""
 
     def search(self, problem: Problem) -> SearchResult:
-        measured = problem.measured(problem)
-        values, removal = -measured.choices, -measured.removals
-        derived = derive(values, problem.table, problem.budget.bytes, removal)
-        return SearchResult(derived.allocation, values, removal)
+        return cheapest(problem, problem.measured(problem))
