@@ -9,7 +9,7 @@ SST-2 (5,000 training sentences) and MRPC at 64 tokens, the default backbone. Me
 one search per task and seed serves both budgets where the method allows. Each cell is kept as soon as it is done in
 `results/compare/<cell>.json`, with its predictions; all of them as rows in `results/compare.csv`. Cells that are there are not
 measured again. Recipes that fix their own size have nobody beside them at their bytes: `--matched` gives the files of `uniform`
-and `default` as many, in `results/compare-matched/`. `python experiments/tables.py` makes the README's table.
+and `default` as many, in `results/compare-matched/`. `python experiments/tables.py` makes the tables of the READMEs.
 """
 
 from __future__ import annotations

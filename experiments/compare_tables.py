@@ -1,4 +1,4 @@
-"""The tables of the comparison's and the other tools' cells; `python experiments/tables.py` puts them into the README."""
+"""The tables of the comparison's and the other tools' cells; `python experiments/tables.py` puts them into the READMEs."""
 
 from __future__ import annotations
 
@@ -6,22 +6,36 @@ from collections import Counter
 from collections.abc import Sequence
 
 from autoquant.compare.cells import Cell, read_cells
-from autoquant.compare.table import NOTE, markdown, points, size_text, task_tables, title
+from autoquant.compare.table import NOTE, markdown, own_table, points, size_text, title, wide_table
 from compare import CELLS, MATCHED, RATIOS, RESULTS, TASKS, planned
 
 PEERS = RESULTS / "peers"
+NO_CELLS = "No cells yet: run `python experiments/compare.py --data-dir glue`."
 
 
-def compare_table() -> str:
+def methods_table() -> str:
     """Method x budget of every task, with what is missing."""
     cells = read_cells(CELLS)
     if not cells:
-        return "No cells yet: run `python experiments/compare.py --data-dir glue`."
-    parts, matched = [], read_cells(MATCHED)
-    for task in TASKS:
-        own, beside = ([cell for cell in some if cell.task == task] for some in (cells, matched))
-        parts += [f"**{title(own)}**", *task_tables(own, beside)] if own else []
+        return NO_CELLS
+    own = _by_task(cells)
+    parts = [f"**{title(cells)}**\n\n{markdown(*wide_table(cells))}" for cells in own]
     return "\n\n".join([*parts, f"{NOTE} {_missing(cells)}"])
+
+
+def recipes_table() -> str:
+    """Recipes that fix their own size, of every task, beside `uniform` and `default` at the bytes of their files."""
+    cells, matched = read_cells(CELLS), read_cells(MATCHED)
+    parts = []
+    for own in _by_task([cell for cell in cells if cell.own_size]):
+        beside = [cell for cell in matched if cell.task == own[0].task]
+        parts.append(f"**{title(own)}**\n\n{markdown(*own_table(own, beside))}")
+    return "\n\n".join(parts) or NO_CELLS
+
+
+def _by_task(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells of every task that has some."""
+    return [own for own in ([cell for cell in cells if cell.task == task] for task in TASKS) if own]
 
 
 def _missing(cells: Sequence[Cell]) -> str:

@@ -1,4 +1,4 @@
-"""The table of experiments/deployment.py's cells; `python experiments/tables.py` puts it into the README."""
+"""The table of experiments/deployment.py's cells; `python experiments/tables.py` puts it into a README."""
 
 from __future__ import annotations
 

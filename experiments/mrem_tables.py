@@ -1,4 +1,4 @@
-"""The tables and the plot of experiments/mrem.py's cells; `python experiments/tables.py` puts them into the README."""
+"""The tables and the plot of experiments/mrem.py's cells; `python experiments/tables.py` puts them into a README."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts behind the README's tables, on a tiny model: a cell is measured once, written whole, and not again."""
+"""The scripts behind the READMEs' tables, on a tiny model: a cell is measured once, written whole, and not again."""
 
 import importlib.util
 import json
@@ -119,7 +119,7 @@ def test_what_the_comparison_lacks_knows_budgets(monkeypatch: pytest.MonkeyPatch
 def test_a_column_has_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that most cells have; cells of another are said beside their twins."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    tables = module("tables", monkeypatch)
+    tables = module("ablation_tables", monkeypatch)
 
     def cell(row: str, share: float, **more: Any) -> dict[str, Any]:
         metric = {"metric": "accuracy", "metrics": {"accuracy": share}}
@@ -133,6 +133,17 @@ def test_a_column_has_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     about = "- search (prior and knapsack alone)"
     assert tables._without_twins(cells) == [f"Only in another precision: {about} at sst2 25x, bf16 88.00."]
     assert tables._twins(cells[:2]) == []
+
+
+def test_every_table_has_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the two pages together: a table that nobody shows is refused, and so is one that is shown twice."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    tables = module("tables", monkeypatch)
+    empty = "before\n<!-- table: papers -->\nold\n<!-- /table -->\nafter"
+    assert tables.put({"a": "nothing", "b": empty}, "papers", "| new |")["b"] == empty.replace("old", "| new |")
+    for pages in ({"a": "nothing"}, {"a": empty, "b": empty}):
+        with pytest.raises(SystemExit, match="places for the table 'papers'"):
+            tables.put(pages, "papers", "| new |")
 
 
 def test_scores(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
