@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from autoquant import cli, inference
+from autoquant.cli.options import BudgetOptions
 from autoquant.compare import run as module
 from autoquant.compare.cells import COLUMNS, Cell, read_cells
 from autoquant.core.errors import TrainingError
@@ -178,12 +179,12 @@ def test_cells_kept_elsewhere_are_not_measured_again(finished: Path, reference: 
         return module.compare(
             asked.model,
             asked.data.load(),
-            budgets=[cli.BudgetOptions(budget_mib=size).resolve() for size in (0.018, 0.024)],
+            budgets=[BudgetOptions(budget_mib=size).resolve() for size in (0.018, 0.024)],
             methods=["uniform"],
             recipe=asked.recipe,
             run_dir=run_dir,
             max_length=asked.max_length,
-            machine=cli._machine(asked.machine),
+            machine=asked.machine.resolve(),
             results=finished / "results",
             **changes,  # type: ignore[arg-type]
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from autoquant import cli
+from autoquant.cli.options import BudgetOptions, DataOptions
 from autoquant.core.cost import SizeBudget
 from autoquant.core.settings import Recipe, load_preset
 from autoquant.pareto.command import data_options, mib_number, recipe_options, run_command
@@ -24,7 +25,7 @@ def test_the_command_of_a_run_parses_to_its_settings(reference: Reference) -> No
     assert list(command.controls) == settings["controls"]
     assert (command.seed, command.max_length) == (settings["seed"], settings["max_length"])
     assert (command.model, command.data.task) == (settings["model"], "sst2")
-    assert command.budget.resolve() == cli.BudgetOptions(budget_mib=settings["budget"]["bytes"] / 2**20).resolve()
+    assert command.budget.resolve() == BudgetOptions(budget_mib=settings["budget"]["bytes"] / 2**20).resolve()
     assert command.machine.threads == 1
     assert command.machine.compile is False
 
@@ -66,7 +67,7 @@ def test_a_run_records_where_its_data_is(reference: Reference) -> None:
     for settings in (info["settings"], {**info["settings"], "shared": "calibration of shared/seed0"}):
         command = cli.parse(shlex.split(run_command(settings, "sst2", info["data_source"]))[1:])
         assert isinstance(command, cli.Search | cli.Apply)
-        assert command.data == cli.DataOptions(task="sst2", data_dir=reference.data)
+        assert command.data == DataOptions(task="sst2", data_dir=reference.data)
     report = (reference.run_dir / "report.html").read_text("utf-8")
     assert f"--data-dir {reference.data} --task sst2" in report
 
@@ -74,7 +75,7 @@ def test_a_run_records_where_its_data_is(reference: Reference) -> None:
 def test_the_command_loads_the_same_files_columns_and_rows(tmp_path: Path) -> None:
     for name in ("a.csv", "b.csv"):
         (tmp_path / name).write_text("one,two,stars\n" + "".join(f"w{i},v{i},{i % 2}\n" for i in range(40)), "utf-8")
-    asked = cli.DataOptions(
+    asked = DataOptions(
         train_file=tmp_path / "a.csv",
         eval_file=tmp_path / "b.csv",
         text_column=("one", "two"),
@@ -86,7 +87,7 @@ def test_the_command_loads_the_same_files_columns_and_rows(tmp_path: Path) -> No
     command = cli.parse(["evaluate", "folder", *data_options("files", source)])
     assert isinstance(command, cli.Evaluate)
     assert command.data == asked
-    assert cli._data_options(source) == asked
+    assert DataOptions.recorded(source) == asked
 
 
 @pytest.mark.parametrize("options", [["--bits", "2-2-8", "--seed", "3"], ["--activation-bits", "4", "--activations", "static"]])

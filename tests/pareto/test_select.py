@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from autoquant import cli
+from autoquant.cli.options import DataOptions
 from autoquant.core.errors import BudgetError, RunError
 from autoquant.pareto.results import Missing, Sweep
 from autoquant.pareto.select import chosen_point, export, rebuild_command, select
@@ -57,7 +58,7 @@ def test_a_point_without_its_model_is_made_by_a_command(sweep: Sweep, tmp_path: 
         command = cli.parse(shlex.split(rebuild_command(sweep, tmp_path, file))[1:])
         assert isinstance(command, cli.Apply)
         assert (command.allocation, command.model) == (file, model)
-        assert command.data == cli.DataOptions(task="sst2", data_dir=Path("my glue"), train_rows=300)
+        assert command.data == DataOptions(task="sst2", data_dir=Path("my glue"), train_rows=300)
         (tmp_path / "shared" / "teacher" / "teacher").mkdir(parents=True, exist_ok=True)
 
 

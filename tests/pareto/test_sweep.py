@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 from optuna.trial import TrialState
 
 from autoquant import cli
+from autoquant.cli.options import numbers
 from autoquant.core.errors import RunError
 from autoquant.core.run import file_sha256
 from autoquant.core.settings import SearchSettings, load_preset
@@ -76,7 +77,7 @@ def trials_of(storage: str, name: str) -> list[optuna.trial.FrozenTrial]:
 
 
 def sizes(command: cli.Pareto) -> tuple[int, ...]:
-    return spread_budgets(cli._numbers(command.budgets, "--budgets", "3"), None)
+    return spread_budgets(numbers(command.budgets, "--budgets", "3"), None)
 
 
 def sqlite(run_dir: Path) -> str:
@@ -178,11 +179,11 @@ def test_points_kept_as_cells_are_not_measured_again(finished: Path, reference: 
         return sweep(
             asked.model,
             asked.data.load(),
-            budgets=cli._numbers(asked.budgets, "--budgets", "3"),
+            budgets=numbers(asked.budgets, "--budgets", "3"),
             recipe=dataclasses.replace(asked.recipe, recovery=recovery),
             run_dir=run_dir,
             max_length=asked.max_length,
-            machine=cli._machine(asked.machine),
+            machine=asked.machine.resolve(),
             cells=tmp_path / "cells",
         )
 
