@@ -16,16 +16,17 @@ import pytest
 from huggingface_hub import ModelCard
 from optuna.trial import TrialState
 
-from autoquant import cli
+from autoquant import cli, pipeline
 from autoquant.cli.options import numbers
 from autoquant.core.errors import RunError
 from autoquant.core.run import file_sha256
 from autoquant.core.settings import SearchSettings, load_preset
-from autoquant.pareto import sweep as sweeps
+from autoquant.pareto import study as studies
 from autoquant.pareto import trials
 from autoquant.pareto.results import Missing, Point, Sweep
+from autoquant.pareto.settings import SweepSettings, make_plan, spread_budgets
 from autoquant.pareto.storage import open_storage
-from autoquant.pareto.sweep import SweepSettings, make_plan, spread_budgets, sweep
+from autoquant.pareto.sweep import collect, sweep
 from autoquant.pareto.trials import by_cell, claim, enqueue_missing
 from autoquant.shared import pivot_budget
 from runs import FEWEST, MACHINE, Reference, log_of, metrics_of, reference, start, task
@@ -211,10 +212,10 @@ def test_points_made_otherwise_are_not_adopted(changes: dict[str, Any], unlike: 
     whole = {name: value for name, value in changes.items() if name not in parts}
     settings = dataclasses.replace(settings, **whole, recipe=dataclasses.replace(settings.recipe, **parts))
     teacher = study.user_attrs["teacher"]
-    assert sweeps._unlike(point, settings, teacher) == unlike
-    assert set(sweeps._unlike(point, settings, "0" * 64)) == {*unlike, "teacher"}
+    assert studies._unlike(point, settings, teacher) == unlike
+    assert set(studies._unlike(point, settings, "0" * 64)) == {*unlike, "teacher"}
     older = dataclasses.replace(point, recipe={}, reuse_search=None)  # says less, and is not refused for that
-    assert sweeps._unlike(older, settings, teacher) == [n for n in unlike if n not in ("recipe", "way to share searches")]
+    assert studies._unlike(older, settings, teacher) == [n for n in unlike if n not in ("recipe", "way to share searches")]
 
 
 # Fresh searches, latency, tuning
@@ -343,7 +344,7 @@ def test_a_resumed_sampler_does_not_draw_the_same_again(tmp_path: Path) -> None:
     settings = settings_of(tune={"recovery.learning-rate": "1e-4:1e-2"}, trials=4)
     plan, rates = make_plan(settings), []
     for resume in (False, True, True):
-        study = sweeps.create_study(f"sqlite:///{tmp_path / 'study.db'}", "tuned", settings, resume)
+        study = studies.create_study(f"sqlite:///{tmp_path / 'study.db'}", "tuned", settings, resume)
         trial = claim(study, plan)
         assert trial is not None
         rates.append(trial.params["recovery.learning-rate"])
@@ -353,7 +354,7 @@ def test_a_resumed_sampler_does_not_draw_the_same_again(tmp_path: Path) -> None:
 
 def test_a_failed_seed_is_missing_from_its_configuration(tmp_path: Path) -> None:
     settings = settings_of(strategies=("uniform",), seeds=(0, 1))
-    study = sweeps.create_study(f"sqlite:///{tmp_path / 'study.db'}", "s", settings, resume=False)
+    study = studies.create_study(f"sqlite:///{tmp_path / 'study.db'}", "s", settings, resume=False)
     enqueue_missing(study, make_plan(settings))
     good, bad = (claim(study, make_plan(settings)) for _ in range(2))
     assert good is not None
@@ -365,7 +366,7 @@ def test_a_failed_seed_is_missing_from_its_configuration(tmp_path: Path) -> None
     study.tell(good, [2**20, 0.8])
     bad.set_user_attr("error", "The loss is not finite.")
     study.tell(bad, state=TrialState.FAIL)
-    found = sweeps.collect(study, settings)
+    found = collect(study, settings)
     assert found is not None
     assert found.missing == (Missing("uniform", 1, 2**20, "The loss is not finite."),)
     assert [c.on_front for c in found.configurations] == [False]
@@ -377,13 +378,13 @@ def test_a_space_that_offered_more_may_have_found_the_same() -> None:
     less = {**space, "rules": {**rules, "query": {"bits": [2, 4, 8], "groups": 1}}}
     found = {**manifest(2, 2, 4, 8), "space": space}
     found["matrices"] = found["matrices"][1:]  # the queries
-    assert sweeps._would_be_found(found, space)
-    assert sweeps._would_be_found(found, less)
-    assert not sweeps._would_be_found({**manifest(0, 2, 4, 8), "space": space}, less)  # it has 0 bits
-    assert not sweeps._would_be_found({**found, "space": less}, space)  # it had no choice of 0 bits
-    assert not sweeps._would_be_found(found, {**space, "scale": "subgroup"})
+    assert studies._would_be_found(found, space)
+    assert studies._would_be_found(found, less)
+    assert not studies._would_be_found({**manifest(0, 2, 4, 8), "space": space}, less)  # it has 0 bits
+    assert not studies._would_be_found({**found, "space": less}, space)  # it had no choice of 0 bits
+    assert not studies._would_be_found(found, {**space, "scale": "subgroup"})
     finer = {**space, "rules": {**rules, "query": {"bits": [0, 2, 4, 8], "groups": 12}}}
-    assert not sweeps._would_be_found(found, finer)
+    assert not studies._would_be_found(found, finer)
 
 
 @pytest.fixture(scope="session")
@@ -503,7 +504,7 @@ def begun(arguments_: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweeps, "work", stop)
+        patch.setattr("autoquant.pareto.sweep.work", stop)
         with pytest.raises(SystemExit, match="130"):
             cli.main(arguments_)
 
@@ -534,15 +535,15 @@ def test_a_worker_without_the_exporter_leaves_and_fails_nothing(
 
 
 def test_the_embedded_model_is_each_machine_s_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sweeps, "default_backbone", lambda: Path("/first/cache/model"))
+    monkeypatch.setattr(studies, "default_backbone", lambda: Path("/first/cache/model"))
     settings = settings_of()
     assert "--model" not in settings.command()
     storage = f"sqlite:///{tmp_path / 'study.db'}"
-    sweeps.create_study(storage, "old", dataclasses.replace(settings, model="/first/cache/model"), resume=False)
-    sweeps.create_study(storage, "old", settings, resume=True)  # as studies once kept it
-    sweeps.create_study(storage, "new", settings, resume=False)
+    studies.create_study(storage, "old", dataclasses.replace(settings, model="/first/cache/model"), resume=False)
+    studies.create_study(storage, "old", settings, resume=True)  # as studies once kept it
+    studies.create_study(storage, "new", settings, resume=False)
     with pytest.raises(RunError, match="model: was null, now"):
-        sweeps.create_study(storage, "new", dataclasses.replace(settings, model="mine"), resume=True)
+        studies.create_study(storage, "new", dataclasses.replace(settings, model="mine"), resume=True)
 
 
 @pytest.mark.parametrize("kind", [ValueError, ImportError, FileNotFoundError])
@@ -552,7 +553,7 @@ def test_an_error_of_a_trial_is_not_the_storage_s(
     def odd(*anything: object, **more: object) -> None:
         raise kind("odd")
 
-    monkeypatch.setattr(sweeps.pipeline, "search", odd)
+    monkeypatch.setattr(pipeline, "search", odd)
     with pytest.raises(kind, match="odd"):
         cli.main(arguments(reference, tmp_path / "run", "--strategies", "uniform"))
 
