@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tyro
 from ablation_tables import ablation_table
+from compare_plot import plot_compare
 from compare_tables import linears_table, methods_table, recipes_table, whole_table
 from deployment_tables import deployment_table
 from mrem_tables import mrem_settings_table, mrem_table, plot_mrem
@@ -65,6 +66,7 @@ def main() -> None:
         texts = put(texts, name, table)
     if options.write:
         plot_mrem()
+        plot_compare()
         for page, text in texts.items():
             (ROOT / page).write_text(text, "utf-8")
 
