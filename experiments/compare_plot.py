@@ -24,7 +24,8 @@ def plot_compare() -> None:
         return
     figure = go.Figure(layout={"template": "plotly_white", "title": "SST-2, default backbone: accuracy of the packed files"})
     for name, label in LINES.items():
-        figure.add_scatter(**_means(cell for cell in cells if cell.method == name), mode="lines+markers", name=label, line_width=3)
+        own = _means(cell for cell in cells if cell.method == name)
+        figure.add_scatter(**own, mode="lines+markers", name=label, line_width=3)
     groups = {
         "other ways to choose bits": [cell for cell in cells if not cell.own_size and cell.method not in LINES],
         "recipes of the papers": [cell for cell in cells if cell.own_size],
@@ -35,7 +36,8 @@ def plot_compare() -> None:
     full = {"annotation_text": "full precision, 87 MiB", "annotation_position": "top left", "annotation_font_size": 10}
     figure.add_hline(y=100 * cells[0].full_precision, line_dash="dot", **full)
     figure.update_traces(textfont_size=9)
-    figure.update_xaxes(type="log", title="MiB of the file", tickvals=[3, 4, 6, 8, 12, 16, 24, 32], range=np.log10([2.7, 42]).tolist())
+    ticks, ends = [3, 4, 6, 8, 12, 16, 24, 32], np.log10([2.7, 42]).tolist()
+    figure.update_xaxes(type="log", title="MiB of the file", tickvals=ticks, range=ends)
     figure.update_yaxes(title="accuracy (%)", range=[100 * LOWEST, 87.5])
     figure.update_layout(legend={"orientation": "h", "y": -0.2})
     figure.write_image(RESULTS / "compare.png", width=1100, height=620, scale=2)
