@@ -79,8 +79,8 @@ SEARCH, SOFT = "search", {"sensitivity_temperature": 4.0}
 ROWS: dict[str, Row] = {
     "default": Row("default"),
     "uniform": Row("uniform bits", strategy="uniform"),
-    "equal-compute": Row("uniform bits, recovered for as long as search and recovery take", strategy="uniform", search_too=True),
-    "search-equal-compute": Row("- search, recovered for as long", strategy="fisher", search_too=True),
+    "equal-compute": Row("uniform bits, as many steps as search and recovery", strategy="uniform", search_too=True),
+    "search-equal-compute": Row("- search, as many steps", strategy="fisher", search_too=True),
     # default minus ...
     "distillation": Row("- distillation", {"distillation": {"logits": 0.0, "hidden": 0.0, "cross_entropy": 1.0}}),
     "gates": Row("- gates (0 in the softmax)", {SEARCH: {"zero": "softmax"}}),
@@ -142,7 +142,7 @@ ROWS: dict[str, Row] = {
     "structure-continue": Row(
         "structural gates, from the searched weights", {"space": "structured", "recovery": {"start": "search"}}
     ),
-    "long-recovery": Row("recovered for as long as search and recovery take", search_too=True),
+    "long-recovery": Row("as many more steps of recovery as the search has", search_too=True),
     "high-rate": Row("recovery rate 5e-4", {"recovery": {"learning_rate": 5e-4}}),
     "no-mrem": Row("- reconstruction", {"recovery": {"mrem_steps": 0}}),
 }

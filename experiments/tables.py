@@ -20,6 +20,8 @@ from paper_tables import known_cells
 from paper_tables import tables as paper_tables
 
 from autoquant.assets import default_backbone
+from autoquant.compare.cells import read_cells, write_csv
+from compare import CELLS, CSV
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
@@ -28,7 +30,7 @@ PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
 @dataclass(frozen=True)
 class Options:
     write: bool = False
-    """Replace the tables in the pages."""
+    """Replace the tables in the pages, and results/compare.csv and the pictures."""
 
 
 def tables() -> dict[str, str]:
@@ -65,6 +67,7 @@ def main() -> None:
         print(table)
         texts = put(texts, name, table)
     if options.write:
+        write_csv(read_cells(CELLS), CSV)
         plot_mrem()
         plot_compare()
         for page, text in texts.items():
