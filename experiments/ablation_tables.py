@@ -18,6 +18,10 @@ from autoquant.core.allocation import BitAllocation
 from autoquant.core.settings import Recipe, from_mapping
 
 RESULTS = Path(__file__).parent / "results" / "ablation"
+OTHER = "†"  # marks a value in another precision than its column's
+
+
+Cells = list[dict[str, Any]]
 
 
 def ablation_table(folder: Path = RESULTS) -> str:
@@ -26,78 +30,85 @@ def ablation_table(folder: Path = RESULTS) -> str:
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     if not cells:
         return "No cells yet: run `python experiments/ablation.py --data-dir glue`."
+    _check_alike(cells)
+    measured = [cell for cell in cells if cell["scored"] == "train" and cell["row"] in ROWS]
+    columns = main_columns(measured)
+    heads = [f"{_column_name(column)} | minus default" for column in columns]
+    lines = [f"| | {' | '.join(heads)} | before repair | search s | recovery s |", f"|---{'|---' * (2 * len(columns) + 3)}|"]
+    for name in ROWS:
+        shown = [shown_cells(measured, name, column) for column in columns]
+        if any(shown):
+            values = [_value(own, measured, column) for own, column in zip(shown, columns, strict=True)]
+            lines.append(f"| {ROWS[name].about} | {' | '.join(values)} | {_costs(list(itertools.chain(*shown)))} |")
+    return "\n".join([*lines, "", *_notes(measured), *_ranks(cells), *_stability(measured)])
+
+
+def _check_alike(cells: Cells) -> None:
+    """Raise SystemExit for cells of other teachers, data or recipes than those beside them."""
     for cell in cells:
         for key in ("teacher_sha256", "data_sha256"):
             alike = [c for c in cells if (c["task"], c["scored"]) == (cell["task"], cell["scored"])]
             if any(c[key] != cell[key] for c in alike):
                 raise SystemExit(f"The ablation's cells of {cell['task']} differ in {key}: measure the older ones again.")
-    measured = [cell for cell in cells if cell["scored"] == "train" and cell["row"] in ROWS]
-    for name in {cell["row"] for cell in measured}:
-        recipes = [from_mapping(Recipe, cell["recipe"], "cell") for cell in measured if cell["row"] == name]
+    for name in {cell["row"] for cell in cells if cell["scored"] == "train"} & set(ROWS):
+        recipes = [from_mapping(Recipe, c["recipe"], "cell") for c in cells if (c["row"], c["scored"]) == (name, "train")]
         if any(recipe != recipes[0] for recipe in recipes):
             raise SystemExit(f"The ablation's cells of row {name} differ in recipe: measure the older ones again.")
-    columns = sorted(_main_columns(measured), key=lambda column: (column[0] != "sst2", *column))
-    everything, measured = measured, [cell for cell in measured if _column(cell) in columns]  # seconds too are of one precision
-    heads = [f"{_column_name(column)} | minus default" for column in columns]
-    lines = [f"| | {' | '.join(heads)} | before repair | search s | recovery s |", f"|---{'|---' * (2 * len(columns) + 3)}|"]
-    missing: list[str] = []
-    for name, row in ROWS.items():
-        own = [cell for cell in measured if cell["row"] == name]
-        if not own:
-            missing += [name] if name not in {cell["row"] for cell in everything} else []
-            continue
-        values = [_against([c for c in measured if _column(c) == column], name) for column in columns]
-        off = [c["derived_bytes"] / c["budget_bytes"] - 1 for c in own if c["derived_bytes"]]
-        timed = [c for c in own if c["device"] == "cpu"]  # seconds of two kinds of machine do not compare
-        spent = [f"{np.median([c['seconds'][k] for c in timed]):.0f}" if timed else "" for k in ("search", "recover")]
-        error = " to ".join(f"{100 * share:+.1f} %" for share in sorted({min(off), max(off)})) if off else ""
-        lines.append(f"| {row.about} | {' | '.join(values)} | {error} | {' | '.join(spent)} |")
-    full = {f"{c['task']} {100 * c['full_precision'][c['metric']]:.2f}" for c in measured}
-    devices = Counter(cell["device"] for cell in measured)
-    notes = [f"Full precision: {', '.join(sorted(full))}. Seconds: one busy CPU core. Cells by device:"]
-    notes[0] += f" {', '.join(f'{device} {count}' for device, count in sorted(devices.items()))}."
-    notes += [f"No cells yet of the rows {', '.join(missing)}."] if missing else []
-    notes += [*_twins(everything), *_without_twins(everything)]
-    return "\n".join([*lines, "", *notes, *_ranks(cells), *_stability(measured)])
 
 
 def _column(cell: dict[str, Any]) -> tuple[str, float, str]:
     return cell["task"], cell["ratio"], cell.get("precision", "fp32")
 
 
-def _main_columns(cells: list[dict[str, Any]]) -> set[tuple[str, float, str]]:
-    """Of every task and ratio the precision that most cells have."""
+def main_columns(cells: Cells) -> list[tuple[str, float, str]]:
+    """Every task and ratio with the precision that most of its cells have; SST-2 first."""
     counts, best = Counter(map(_column, cells)), dict[tuple[str, float], tuple[str, float, str]]()
     for column, _ in reversed(counts.most_common()):
         best[column[:2]] = column
-    return set(best.values())
+    return sorted(best.values(), key=lambda column: (column[0] != "sst2", *column))
 
 
-def _twins(cells: list[dict[str, Any]]) -> list[str]:
-    """What cells of another precision than their column's differ from the same cell in that, points."""
-    main, lines = _main_columns(cells), []
-    for cell in cells:
-        alike = [c for c in cells if (c["row"], c["seed"], *_column(c)[:2]) == (cell["row"], cell["seed"], *_column(cell)[:2])]
-        twins = [c for c in alike if _column(c) in main]
-        if _column(cell) in main or not twins:
-            continue
-        difference = 100 * (cell["metrics"][cell["metric"]] - twins[0]["metrics"][cell["metric"]])
-        lines.append(f"{cell['row']} at {_column_name(_column(cell))} {difference:+.2f}")
-    return [f"Cells of another precision, against their twins: {'; '.join(lines)}."] if lines else []
+def shown_cells(cells: Cells, name: str, column: tuple[str, float, str]) -> Cells:
+    """A row's cells of the column's precision, or of the other one where there are none; all of one precision."""
+    own = [cell for cell in cells if cell["row"] == name and _column(cell)[:2] == column[:2]]
+    return [cell for cell in own if _column(cell) == column] or own
 
 
-def _without_twins(cells: list[dict[str, Any]]) -> list[str]:
-    """Cells of another precision than their column's that the column lacks, beside `default` in their own."""
-    main, lines = _main_columns(cells), []
-    known = {(cell["row"], *_column(cell)[:2]) for cell in cells if _column(cell) in main}
-    alone = [cell for cell in cells if (cell["row"], *_column(cell)[:2]) not in known]
-    for row, column in sorted({(cell["row"], _column(cell)) for cell in alone}):
-        own = [c for c in cells if _column(c) == column]
-        value, difference = _against(own, row).split(" |")
-        paired = {c["seed"] for c in own if c["row"] == row} & {c["seed"] for c in own if c["row"] == "default"}
-        beside = f", minus default{difference} (n={len(paired)})" if difference else ""
-        lines.append(f"{ROWS[row].about} at {_column_name(column)} {value}{beside}")
-    return [f"Only in another precision: {'; '.join(lines)}."] if lines else []
+def _value(own: Cells, cells: Cells, column: tuple[str, float, str]) -> str:
+    """The metric, and its difference to `default` in the same precision: two columns."""
+    if not own:
+        return "missing |"
+    default = [cell for cell in cells if cell["row"] == "default" and _column(cell) == _column(own[0])]
+    mark = "" if _column(own[0]) == column else OTHER
+    return f"{_spread(own)}{mark} | {_difference(own, default)}"
+
+
+def _costs(own: Cells) -> str:
+    """Bytes before repair, and seconds of search and recovery: three columns."""
+    off = [c["derived_bytes"] / c["budget_bytes"] - 1 for c in own if c["derived_bytes"]]
+    timed = [c for c in own if c["device"] == "cpu"]  # seconds of two kinds of machine do not compare
+    spent = [f"{np.median([c['seconds'][k] for c in timed]):.0f}" if timed else "" for k in ("search", "recover")]
+    return f"{' to '.join(f'{100 * s:+.1f} %' for s in sorted({min(off), max(off)})) if off else ''} | {' | '.join(spent)}"
+
+
+def _notes(measured: Cells) -> list[str]:
+    full = {f"{c['task']} {100 * c['full_precision'][c['metric']]:.2f}" for c in measured}
+    devices = Counter(cell["device"] for cell in measured)
+    counted = ", ".join(f"{device} {count}" for device, count in sorted(devices.items()))
+    missing = [name for name in ROWS if name not in {cell["row"] for cell in measured}]
+    notes = [f"Full precision: {', '.join(sorted(full))}. Seconds: medians on one busy CPU core. Cells by device: {counted}."]
+    notes += [f"{OTHER} Trained in the other precision (bf16 or float32 products), as is the `default` beside it."]
+    notes += [f"No cells yet of the rows {', '.join(missing)}."] if missing else []
+    twins = twin_differences(measured)
+    if twins:
+        notes.append(f"Cells in both precisions: bf16 minus float32 {min(twins):+.2f} to {max(twins):+.2f} ({len(twins)} pairs).")
+    return notes
+
+
+def twin_differences(cells: Cells) -> list[float]:
+    """bf16 minus float32, points, of every cell that is there in both."""
+    metric = {(cell["row"], cell["seed"], *_column(cell)): 100 * cell["metrics"][cell["metric"]] for cell in cells}
+    return [metric[*key, "bf16"] - value for (*key, kind), value in metric.items() if kind == "fp32" and (*key, "bf16") in metric]
 
 
 def _column_name(column: tuple[str, float, str]) -> str:
@@ -105,25 +116,22 @@ def _column_name(column: tuple[str, float, str]) -> str:
     return f"{task} {ratio:g}x" + ("" if precision == "fp32" else f", {precision}")
 
 
-def _against(cells: list[dict[str, Any]], name: str) -> str:
-    """A row's metric, and its difference to `default` over the seeds that both have: two columns of one task and ratio."""
-    own, default = ({c["seed"]: c for c in cells if c["row"] == row} for row in (name, "default"))
-    value, seeds = _spread(list(own.values())), sorted(set(own) & set(default))
-    if name == "default" or not seeds or any("answers" not in side[seed] for side in (own, default) for seed in seeds):
-        return f"{value} |"
-    ours, theirs = (np.array([side[seed]["answers"] for seed in seeds]) for side in (own, default))
-    metric, labels = own[seeds[0]]["metric"], np.array(own[seeds[0]]["labels"])
-    return f"{value} | {difference_text(paired_difference(metric, ours, theirs, labels))}"
+def _difference(own: Cells, default: Cells) -> str:
+    """To `default`, over the seeds that both have; nothing for `default` itself."""
+    ours, theirs = ({cell["seed"]: cell for cell in side} for side in (own, default))
+    seeds = sorted(set(ours) & set(theirs))
+    if own[0]["row"] == "default" or not seeds or any("answers" not in side[seed] for side in (ours, theirs) for seed in seeds):
+        return ""
+    answers = [np.array([side[seed]["answers"] for seed in seeds]) for side in (ours, theirs)]
+    return difference_text(paired_difference(own[0]["metric"], *answers, np.array(own[0]["labels"])))
 
 
-def _spread(cells: list[dict[str, Any]]) -> str:
+def _spread(cells: Cells) -> str:
     values = [100 * cell["metrics"][cell["metric"]] for cell in cells]
-    if not values:
-        return "missing"
     return f"{np.mean(values):.2f}" + (f" ({min(values):.2f} to {max(values):.2f}, n={len(values)})" if len(values) > 1 else "")
 
 
-def _ranks(cells: list[dict[str, Any]]) -> list[str]:
+def _ranks(cells: Cells) -> list[str]:
     """Spearman's correlation of the supernet's loss with the recovered metric, over random allocations of one size."""
     lines = []
     random = [cell for cell in cells if "supernet_loss" in cell]
@@ -136,7 +144,7 @@ def _ranks(cells: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _stability(cells: list[dict[str, Any]]) -> list[str]:
+def _stability(cells: Cells) -> list[str]:
     """How many sub-groups get the same bits under another seed."""
     lines = []
     default = [cell for cell in cells if cell["row"] == "default"]

@@ -126,13 +126,13 @@ def test_a_column_has_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"row": row, "task": "sst2", "ratio": 25.0, "seed": 0, **metric, **more}
 
     cells = [cell("default", 0.875), cell("uniform", 0.75), cell("default", 0.870, precision="bf16")]
-    assert tables._main_columns(cells) == {("sst2", 25.0, "fp32")}
-    assert tables._twins(cells) == ["Cells of another precision, against their twins: default at sst2 25x, bf16 -0.50."]
-    assert tables._without_twins(cells) == []
+    (column,) = tables.main_columns(cells)
+    assert column == ("sst2", 25.0, "fp32")
+    assert tables.shown_cells(cells, "default", column) == cells[:1]
+    assert tables.twin_differences(cells) == [pytest.approx(-0.5)]
     cells.append(cell("search", 0.880, precision="bf16", seed=1))
-    about = "- search (prior and knapsack alone)"
-    assert tables._without_twins(cells) == [f"Only in another precision: {about} at sst2 25x, bf16 88.00."]
-    assert tables._twins(cells[:2]) == []
+    assert tables._value(tables.shown_cells(cells, "search", column), cells, column) == "88.00† | "
+    assert tables._value([], cells, column) == "missing |"
 
 
 def test_every_table_has_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
