@@ -61,9 +61,9 @@ def _column(cell: dict[str, Any]) -> tuple[str, float, str]:
 
 
 def main_columns(cells: Cells) -> list[tuple[str, float, str]]:
-    """Every task and ratio with the precision that most of its cells have; SST-2 first."""
-    counts, best = Counter(map(_column, cells)), dict[tuple[str, float], tuple[str, float, str]]()
-    for column, _ in reversed(counts.most_common()):
+    """Every task and ratio with the precision of most cells of `default`, or of most of all cells; SST-2 first."""
+    default, best = Counter(_column(c) for c in cells if c["row"] == "default"), dict[tuple[str, float], tuple[str, float, str]]()
+    for column, _ in sorted(Counter(map(_column, cells)).items(), key=lambda item: (default[item[0]], item[1])):
         best[column[:2]] = column
     return sorted(best.values(), key=lambda column: (column[0] != "sst2", *column))
 
