@@ -42,7 +42,7 @@ from autoquant.tasks.load import load_glue
 
 RESULTS = Path(__file__).parent / "results"
 CELLS, CSV, MATCHED = RESULTS / "compare", RESULTS / "compare.csv", RESULTS / "compare-matched"
-MANY, MANY_SEEDS = ("uniform", "random", "reversed", "fisher", "measured", "qbert", "default"), (0, 1, 2)
+MANY, MANY_SEEDS = ("uniform", "random", "reversed", "fisher", "measured", "qbert", "hawq", "default"), (0, 1, 2)
 TASKS, RATIOS = ("sst2", "mrpc"), (15.0, 25.0)
 RECIPES = {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
 # `default` with fewer steps; and what rows of the papers are based on, whose 8-bit embeddings alone are larger than both sizes
