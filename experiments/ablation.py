@@ -83,6 +83,7 @@ ROWS: dict[str, Row] = {
     "search-equal-compute": Row("- search, as many steps", strategy="fisher", search_too=True),
     # default minus ...
     "distillation": Row("- distillation", {"distillation": {"logits": 0.0, "hidden": 0.0, "cross_entropy": 1.0}}),
+    "labels-too": Row("labels as well as distillation", {"distillation": {"cross_entropy": 1.0}}),
     "gates": Row("- gates (0 in the softmax)", {SEARCH: {"zero": "softmax"}}),
     "structure": Row("structural gates", {"space": "structured"}),
     "scales": Row("- learned scales", {SEARCH: {"scale_learning_rate": 0.0}, "recovery": {"scale_learning_rate": 0.0}}),
