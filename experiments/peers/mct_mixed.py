@@ -14,7 +14,7 @@ from importlib import metadata
 
 import torch
 from common import SETTING, Stopwatch, batches, finish, load_teacher, peak_mib, saved_bytes
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 
 def declare_torchvision() -> None:
@@ -25,7 +25,7 @@ def declare_torchvision() -> None:
         for name in [name for name in sys.modules if name.startswith("torchvision")]:
             del sys.modules[name]
         for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 class Layer(nn.Module):
