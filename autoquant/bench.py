@@ -20,7 +20,7 @@ from autoquant.backbones import BACKBONES
 from autoquant.backbones.load import load_tokenizer, quiet_transformers
 from autoquant.core.errors import ModelError, RunError
 from autoquant.core.progress import Progress, SilentProgress
-from autoquant.core.run import versions
+from autoquant.core.versions import versions
 from autoquant.deploy import check_data, finished_run
 from autoquant.export import EXPORTERS
 from autoquant.tasks.data import TaskData

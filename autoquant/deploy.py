@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from autoquant.core.errors import DataError, RunError
+from autoquant.core.files import file_sha256
 from autoquant.core.progress import Progress, SilentProgress
-from autoquant.core.run import RunDirectory, file_sha256
+from autoquant.core.run import RunDirectory
 from autoquant.export import EXPORTERS
 from autoquant.export.card import write_card
 from autoquant.export.manifest import read_manifest

@@ -16,8 +16,9 @@ from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import BudgetError, CheckpointError, DataError, ModelError, RunError
+from autoquant.core.files import file_sha256
 from autoquant.core.progress import Progress, SilentProgress
-from autoquant.core.run import RunDirectory, file_sha256
+from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe, from_mapping, load_preset
 from autoquant.estimates import estimate_stages
 from autoquant.export.card import write_card

@@ -12,8 +12,9 @@ from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import ModelError, RunError, SpaceError
+from autoquant.core.files import file_sha256
 from autoquant.core.progress import Progress, SilentProgress
-from autoquant.core.run import RunDirectory, file_sha256
+from autoquant.core.run import RunDirectory
 from autoquant.core.settings import RECONSTRUCTION, Recipe, RecoverySettings
 from autoquant.estimates import estimate_refinement
 from autoquant.export.manifest import manifest_allocation, manifest_space, read_manifest

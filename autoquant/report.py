@@ -12,7 +12,9 @@ import numpy as np
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import MIB, SizeBudget, choice_table
 from autoquant.core.derive import remove_by_name
-from autoquant.core.run import RunDirectory, file_sha256, versions
+from autoquant.core.files import file_sha256
+from autoquant.core.run import RunDirectory
+from autoquant.core.versions import versions
 from autoquant.export.card import present_files
 from autoquant.export.manifest import build_manifest, write_manifest
 from autoquant.pack.model import FILE_NAME

@@ -24,8 +24,9 @@ from autoquant import pipeline
 from autoquant.blueprint import Blueprint
 from autoquant.core.cost import MIB, ChoiceTable, SizeBudget, choice_table
 from autoquant.core.errors import ModelError
+from autoquant.core.files import file_sha256
 from autoquant.core.progress import Progress
-from autoquant.core.run import RunDirectory, file_sha256
+from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe
 from autoquant.machine import Machine
 from autoquant.strategies import REUSABLE, SearchResult

@@ -25,9 +25,10 @@ from autoquant.backbones.shorten import keep_layers
 from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ChoiceTable, SizeBudget, choice_table
+from autoquant.core.files import disk_errors, file_sha256
 from autoquant.core.memory import watched_memory
 from autoquant.core.progress import Progress
-from autoquant.core.run import RunDirectory, disk_errors, file_sha256
+from autoquant.core.run import RunDirectory
 from autoquant.core.structure import pick_units
 from autoquant.machine import Machine
 from autoquant.strategies import STRATEGIES, Problem, SearchResult, Start, check_strategies

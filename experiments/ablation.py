@@ -32,10 +32,12 @@ from autoquant.assets import default_backbone
 from autoquant.blueprint import Blueprint
 from autoquant.core.cost import SizeBudget
 from autoquant.core.derive import derive
+from autoquant.core.files import atomic_write_text, file_sha256
 from autoquant.core.progress import TerminalProgress
-from autoquant.core.run import RunDirectory, atomic_write_text, device_name, file_sha256, versions
+from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe, from_mapping, load_preset
 from autoquant.core.space import load_space
+from autoquant.core.versions import device_name, versions
 from autoquant.machine import Machine
 from autoquant.pack.model import load_packed
 from autoquant.strategies import STRATEGIES, SearchResult

@@ -20,8 +20,9 @@ import tyro
 from autoquant import pipeline
 from autoquant.bench import bench_run, show
 from autoquant.core.cost import SizeBudget
+from autoquant.core.files import atomic_write_text, file_sha256
 from autoquant.core.progress import Progress, TerminalProgress
-from autoquant.core.run import RunDirectory, atomic_write_text, file_sha256
+from autoquant.core.run import RunDirectory
 from autoquant.core.settings import load_preset
 from autoquant.deploy import export_run, finished_run, read_metrics
 from autoquant.machine import Machine

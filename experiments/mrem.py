@@ -31,9 +31,11 @@ from autoquant.assets import default_backbone
 from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
+from autoquant.core.files import atomic_write_text, file_sha256
 from autoquant.core.progress import TerminalProgress
-from autoquant.core.run import RunDirectory, atomic_write_text, device_name, file_sha256, versions
+from autoquant.core.run import RunDirectory
 from autoquant.core.settings import RECONSTRUCTION, RecoverySettings, load_preset
+from autoquant.core.versions import device_name, versions
 from autoquant.machine import Machine
 from autoquant.refinement import UniformBits
 from autoquant.strategies import SearchResult

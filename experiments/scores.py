@@ -25,9 +25,11 @@ from torch.nn.functional import kl_div
 from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
+from autoquant.core.files import atomic_write_text, file_sha256
 from autoquant.core.progress import SilentProgress
-from autoquant.core.run import RunDirectory, atomic_write_text, file_sha256, versions
+from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe, load_preset
+from autoquant.core.versions import versions
 from autoquant.machine import Machine
 from autoquant.strategies.reuse import rederive
 from autoquant.tasks.data import TaskData

@@ -20,9 +20,11 @@ import tyro
 
 from autoquant.blueprint import Blueprint
 from autoquant.core.cost import SizeBudget
+from autoquant.core.files import atomic_write_text, file_sha256
 from autoquant.core.progress import SilentProgress
-from autoquant.core.run import RunDirectory, atomic_write_text, file_sha256, versions
+from autoquant.core.run import RunDirectory
 from autoquant.core.settings import load_preset
+from autoquant.core.versions import versions
 from autoquant.machine import Machine
 from autoquant.tasks.load import load_glue
 from autoquant.workspace import Workspace

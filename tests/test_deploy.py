@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autoquant import cli
-from autoquant.core.run import file_sha256
+from autoquant.core.files import file_sha256
 from autoquant.deploy import export_run
 from runs import Reference, metrics_of, reference, reference_arguments
 

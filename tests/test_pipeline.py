@@ -15,7 +15,7 @@ import autoquant
 from autoquant import cli
 from autoquant.core.cost import MIB
 from autoquant.core.errors import CheckpointError
-from autoquant.core.run import file_sha256
+from autoquant.core.files import file_sha256
 from autoquant.core.settings import Recipe, RecoverySettings, SearchSettings, TeacherSettings
 from autoquant.export.manifest import manifest_allocation, read_manifest
 from autoquant.machine import Machine

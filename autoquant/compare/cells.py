@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from autoquant.core.errors import CheckpointError
-from autoquant.core.run import atomic_write_text
+from autoquant.core.files import atomic_write_text
 
 FORMAT, VERSION = "autoquant-comparison-cell", 1
 COLUMNS = (

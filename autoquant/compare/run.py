@@ -24,9 +24,11 @@ from autoquant.compare.methods import BASELINE, Method, resolve_methods
 from autoquant.compare.table import COLUMNS, NOTE, report, table, title
 from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import AutoquantError, BudgetError, RunError
+from autoquant.core.files import atomic_write_text
 from autoquant.core.progress import Progress, SilentProgress, rounded
-from autoquant.core.run import RunDirectory, atomic_write_text, device_name, versions
+from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe, from_mapping, load_preset
+from autoquant.core.versions import device_name, versions
 from autoquant.export.manifest import manifest_allocation, read_manifest
 from autoquant.machine import Machine
 from autoquant.refine import REFINERS

@@ -30,7 +30,7 @@ from autoquant.core.storage import PLAIN, SCALE_BYTES, Storage, position_bytes
 from autoquant.core.structure import Structure, Unit, kept_rows, pick_units, prune_partition, prune_shapes
 from autoquant.core.subgroup import Partition
 
-MIB = 1024 * 1024
+MIB = 2**20
 COUNTS = ("file", "encoder", "codes")
 LAYOUT_HEAD_BYTES = 8  # rows and columns as uint32
 CHECKSUM_CHARACTERS = 64  # sha256 in hexadecimal

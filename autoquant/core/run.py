@@ -1,4 +1,4 @@
-"""What does a run leave on disk? One directory, written atomically, held by one process, resumable after a kill.
+"""What does a run leave on disk? One directory, held by one process, resumable after a kill.
 
     run.json                settings, versions, hashes of the inputs, date
     metrics.jsonl           one JSON line per logged step
@@ -11,92 +11,26 @@
 from __future__ import annotations
 
 import datetime
-import errno
 import hashlib
 import json
 import math
 import os
 import pickle
-import platform
-import shutil
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache, cached_property
-from importlib import metadata
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from autoquant.core.errors import CheckpointError, LockedError, RunError
+from autoquant.core.files import MIB, TEMPORARY_SUFFIX, atomic_file, atomic_write_text, disk_errors, free_bytes
+from autoquant.core.versions import versions
 
-MIB = 2**20
-TEMPORARY_SUFFIX = ".autoquant.tmp"
-PACKAGES = {"autoquant": "autoquant-bert", **{name: name for name in ("torch", "transformers", "numpy", "safetensors")}}
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
-NOT_A_FOLDER = {errno.ENOTDIR, errno.EEXIST}
 CORRUPT = (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, ValueError, TypeError, AttributeError)
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the OSErrors of writing at `path` into one RunError line with the remedy."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            free = _free_bytes(path) / MIB
-            reason = f"No space left to write {path} ({free:.0f} MiB free): make room; a run goes on with --resume."
-        elif error.errno in READ_ONLY:
-            reason = f"{path} is not writable: change its permissions or choose another folder."
-        elif error.errno in NOT_A_FOLDER:
-            reason = f"Cannot write {path}: a file is where a folder is needed; choose another folder."
-        else:
-            reason = f"Cannot write {path}: {error.strerror or error}."
-        raise RunError(reason) from error
-
-
-@contextmanager
-def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the name `path` only once it is complete and on disk; missing folders are made.
-
-    Raises RunError when the disk is full or the folder not writable; the previous file then stays as it was.
-    """
-    path = Path(path)
-    # Beside the target, since a rename is atomic only within one file system; never mkstemp, which ignores the umask.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    with disk_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            if temporary.parent.is_dir():
-                temporary.unlink(missing_ok=True)
-            raise
-
-
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a whole file or nothing; raises RunError as `atomic_file` does."""
-    with atomic_file(path) as file:
-        file.write(data)
-
-
-def atomic_write_text(path: str | Path, text: str) -> None:
-    """Write a whole UTF-8 file or nothing; raises RunError as `atomic_file` does."""
-    atomic_write_bytes(path, text.encode("utf-8"))
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class RunDirectory:
@@ -364,33 +298,6 @@ class RunDirectory:
         return data
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides a run's numbers; `code` tells apart states of a checkout, whose version stays the same."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "code": _code_hash()}
-    for name, distribution in PACKAGES.items():
-        try:
-            found[name] = metadata.version(distribution)
-        except metadata.PackageNotFoundError:  # a checkout on the path, not installed
-            found[name] = "unknown"
-    return found
-
-
-@cache
-def _code_hash() -> str:
-    """The first 12 digits of a sha256 over this package's sources, presets and search spaces left out."""
-    digest, package = hashlib.sha256(), Path(__file__).parents[1]
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes().replace(b"\r\n", b"\n"))
-    return digest.hexdigest()[:12]
-
-
-def device_name(device: Any) -> str:
-    """A torch device as a table names it: the card's name, or cpu."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
-
-
 def check_loadable(value: Any, where: str) -> None:
     """Raise TypeError unless `torch.load(weights_only=True)` gives `value` back; `where` names it in the message."""
     import torch
@@ -429,17 +336,12 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _check_space(path: Path, expected_bytes: int) -> None:
     present = sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else 0
-    free = _free_bytes(path)
+    free = free_bytes(path)
     if expected_bytes - present > free:
         raise RunError(
             f"The run needs about {(expected_bytes - present) / MIB:.0f} MiB in {path}, {free / MIB:.0f} MiB are free: make "
             "room or give another --run-dir."
         )
-
-
-def _free_bytes(path: Path) -> int:
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    return shutil.disk_usage(existing).free
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:

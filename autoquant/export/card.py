@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from autoquant.core.cost import MIB
-from autoquant.core.run import atomic_write_text, file_sha256
+from autoquant.core.files import atomic_write_text, file_sha256
 from autoquant.tasks import TASKS
 from autoquant.tasks.task import GLUE_HUB
 

@@ -20,7 +20,7 @@ from jsonschema.exceptions import best_match
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import CheckpointError
-from autoquant.core.run import atomic_write_text
+from autoquant.core.files import atomic_write_text
 from autoquant.core.space import Rule, SearchSpace, parse_space
 from autoquant.core.subgroup import Partition
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import CHECKSUM_CHARACTERS, HALF_PARTS, ByteModel, header_json
 from autoquant.core.errors import CheckpointError
-from autoquant.core.run import atomic_write_bytes
+from autoquant.core.files import atomic_write_bytes
 from autoquant.core.space import SCALES
 from autoquant.pack.matrix import Layout, PackedMatrix, check_sizes
 from autoquant.pack.quantise import quantise

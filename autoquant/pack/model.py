@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from autoquant.backbones import BACKBONES, Backbone
 from autoquant.backbones.remove import resize_to
 from autoquant.core.errors import CheckpointError, ModelError
-from autoquant.core.run import atomic_write_bytes, disk_errors
+from autoquant.core.files import atomic_write_bytes, disk_errors
 from autoquant.pack.checkpoint import PackedFile, read_packed
 from autoquant.pack.modules import PackedEmbedding, PackedLinear, check_memory
 from autoquant.pack.transformers_quantizer import QUANT_METHOD

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoquant.core.run import disk_errors
+from autoquant.core.files import disk_errors
 from autoquant.export import EXPORTERS
 from autoquant.export.base import Runner
 from autoquant.training.batches import Encoded

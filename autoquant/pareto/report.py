@@ -17,8 +17,9 @@ from plotly.offline import get_plotlyjs
 
 from autoquant.core.cost import MIB
 from autoquant.core.errors import RunError
+from autoquant.core.files import atomic_write_text
 from autoquant.core.progress import duration
-from autoquant.core.run import RunDirectory, atomic_write_text
+from autoquant.core.run import RunDirectory
 from autoquant.pareto import plots
 from autoquant.pareto.command import run_command
 from autoquant.pareto.results import JSON_NAME, TUNING_NOTE, Configuration, Point, Sweep

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autoquant.core.cost import MIB
 from autoquant.core.errors import BudgetError, RunError
-from autoquant.core.run import disk_errors
+from autoquant.core.files import disk_errors
 from autoquant.export.manifest import write_manifest
 from autoquant.pareto.command import data_options
 from autoquant.pareto.results import Configuration, Point, Sweep

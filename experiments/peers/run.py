@@ -39,9 +39,10 @@ from autoquant.compare.cells import Cell
 from autoquant.compare.run import compare
 from autoquant.compare.table import distinct_sizes
 from autoquant.core.cost import SizeBudget
+from autoquant.core.files import file_sha256
 from autoquant.core.progress import TerminalProgress
-from autoquant.core.run import file_sha256, versions
 from autoquant.core.settings import load_preset
+from autoquant.core.versions import versions
 from autoquant.export.onnx.baseline import write_float
 from autoquant.machine import Machine
 from autoquant.tasks.data import TaskData

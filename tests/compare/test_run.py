@@ -13,7 +13,8 @@ from autoquant.cli.options import BudgetOptions
 from autoquant.compare import run as module
 from autoquant.compare.cells import COLUMNS, Cell, read_cells
 from autoquant.core.errors import TrainingError
-from autoquant.core.run import RunDirectory, file_sha256
+from autoquant.core.files import file_sha256
+from autoquant.core.run import RunDirectory
 from autoquant.tasks.load import load_glue
 from autoquant.tasks.metrics import METRICS
 from runs import MACHINE, Reference, log_of, metrics_of, reference, start, task

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from autoquant.assets import BACKBONE, BACKBONE_HUB_ID, cached_folder, hub_id
-from autoquant.core.run import file_sha256
+from autoquant.core.files import file_sha256
 from autoquant.export.card import write_card
 from runs import Reference, reference
 

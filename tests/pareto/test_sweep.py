@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from autoquant import cli, pipeline
 from autoquant.cli.options import numbers
 from autoquant.core.errors import RunError
-from autoquant.core.run import file_sha256
+from autoquant.core.files import file_sha256
 from autoquant.core.settings import SearchSettings, load_preset
 from autoquant.pareto import study as studies
 from autoquant.pareto import trials

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from autoquant.core.errors import ModelError
-from autoquant.core.run import atomic_write_bytes
+from autoquant.core.files import atomic_write_bytes
 from autoquant.export.base import Runner
 
 PACKAGES = ("onnx", "onnxruntime")
