@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from autoquant.compare.cells import Cell, read_cells
+from autoquant.compare.cells import read_cells
+from autoquant.compare.table import Summary, full_precision, summarise
 from autoquant.core.cost import MIB
 from compare import CELLS, RESULTS
 
@@ -18,23 +19,23 @@ LINES = {"default": "autoquant default", "uniform": "uniform bits"}
 
 def plot_compare() -> None:
     """Means over seeds; nothing is drawn before there are cells of both lines."""
-    cells = [cell for cell in read_cells(CELLS) if cell.task == TASK]
-    peers = [cell for cell in read_cells(RESULTS / "peers") if cell.task == TASK]
-    if not all(any(cell.method == name for cell in cells) for name in LINES):
+    cells, peers = ([cell for cell in read_cells(at) if cell.task == TASK] for at in (CELLS, RESULTS / "peers"))
+    rows, tools = summarise(cells), summarise(peers)
+    if not set(LINES) <= {row.method for row in rows}:
         return
     figure = go.Figure(layout={"template": "plotly_white", "title": "SST-2, default backbone: accuracy of the packed files"})
     for name, label in LINES.items():
-        own = _means(cell for cell in cells if cell.method == name)
+        own = _points(row for row in rows if row.method == name)
         figure.add_scatter(**own, mode="lines+markers", name=label, line_width=3)
     groups = {
-        "other ways to choose bits": [cell for cell in cells if not cell.own_size and cell.method not in LINES],
-        "recipes of the papers": [cell for cell in cells if cell.own_size],
-        "other tools (recounted)": peers,
+        "other ways to choose bits": [row for row in rows if not row.own_size and row.method not in LINES],
+        "recipes of the papers": [row for row in rows if row.own_size],
+        "other tools (recounted)": tools,
     }
-    for (label, own), symbol in zip(groups.items(), ("circle-open", "square", "diamond"), strict=True):
-        figure.add_scatter(**_named(_means(own)), mode="markers+text", name=label, marker={"symbol": symbol, "size": 9})
+    for (label, some), symbol in zip(groups.items(), ("circle-open", "square", "diamond"), strict=True):
+        figure.add_scatter(**_named(_points(some)), mode="markers+text", name=label, marker={"symbol": symbol, "size": 9})
     full = {"annotation_text": "full precision, 87 MiB", "annotation_position": "top left", "annotation_font_size": 10}
-    figure.add_hline(y=100 * cells[0].full_precision, line_dash="dot", **full)
+    figure.add_hline(y=100 * full_precision(cells).full_precision, line_dash="dot", **full)
     figure.update_traces(textfont_size=9)
     ticks, ends = [3, 4, 6, 8, 12, 16, 24, 32], np.log10([2.7, 42]).tolist()
     figure.update_xaxes(type="log", title="MiB of the file", tickvals=ticks, range=ends)
@@ -43,14 +44,11 @@ def plot_compare() -> None:
     figure.write_image(RESULTS / "compare.png", width=1100, height=620, scale=2)
 
 
-def _means(cells: Iterable[Cell]) -> dict[str, Any]:
+def _points(rows: Iterable[Summary]) -> dict[str, Any]:
     """A point a method and budget, smallest first."""
-    groups: dict[tuple[int, str], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.budget_bytes, cell.method), []).append(cell)
-    points = [(np.mean([c.file_bytes for c in own]), np.mean([c.metric for c in own]), name) for (_, name), own in groups.items()]
-    shown = sorted(point for point in points if point[1] >= LOWEST)
-    return {"x": [s / MIB for s, _, _ in shown], "y": [100 * m for _, m, _ in shown], "text": [name for _, _, name in shown]}
+    shown = sorted((row for row in rows if row.mean >= LOWEST), key=lambda row: row.file_bytes)
+    sizes, metrics = [row.file_bytes / MIB for row in shown], [100 * row.mean for row in shown]
+    return {"x": sizes, "y": metrics, "text": [row.method for row in shown]}
 
 
 def _named(points: dict[str, Any]) -> dict[str, Any]:
