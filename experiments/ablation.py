@@ -86,6 +86,8 @@ ROWS: dict[str, Row] = {
     # default minus ...
     "distillation": Row("- distillation", {"distillation": {"logits": 0.0, "hidden": 0.0, "cross_entropy": 1.0}}),
     "labels-too": Row("labels as well as distillation", {"distillation": {"cross_entropy": 1.0}}),
+    "hidden": Row("- hidden states (the teacher's logits alone)", {"distillation": {"hidden": 0.0}}),
+    "hidden-labels": Row("- hidden states, labels as well as logits", {"distillation": {"hidden": 0.0, "cross_entropy": 1.0}}),
     "gates": Row("- gates (0 in the softmax)", {SEARCH: {"zero": "softmax"}}),
     "structure": Row("structural gates", {"space": "structured"}),
     "scales": Row("- learned scales", {SEARCH: {"scale_learning_rate": 0.0}, "recovery": {"scale_learning_rate": 0.0}}),
