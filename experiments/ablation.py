@@ -13,6 +13,7 @@ makes the table.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -66,7 +67,7 @@ class Row:
     search_too: bool = False
     """Recovery takes the steps of a search, each of which is two training steps, besides its own."""
     searched_by: str = ""
-    """The row whose search it derives from, with a `trust` of its own."""
+    """The row whose search it derives from, with a `trust` and a recovery of its own."""
 
     def recipe(self, preset: str) -> Recipe:
         settings = dataclasses.asdict(load_preset(preset))
@@ -88,6 +89,7 @@ ROWS: dict[str, Row] = {
     "labels-too": Row("labels as well as distillation", {"distillation": {"cross_entropy": 1.0}}),
     "hidden": Row("- hidden states (the teacher's logits alone)", {"distillation": {"hidden": 0.0}}),
     "hidden-labels": Row("- hidden states, labels as well as logits", {"distillation": {"hidden": 0.0, "cross_entropy": 1.0}}),
+    "annealed": Row("distillation that gives way to labels", {"recovery": {"training": "annealed"}}, searched_by="default"),
     "gates": Row("- gates (0 in the softmax)", {SEARCH: {"zero": "softmax"}}),
     "structure": Row("structural gates", {"space": "structured"}),
     "scales": Row("- learned scales", {SEARCH: {"scale_learning_rate": 0.0}, "recovery": {"scale_learning_rate": 0.0}}),
@@ -95,7 +97,7 @@ ROWS: dict[str, Row] = {
     "bilevel": Row("- bilevel split", {SEARCH: {"bilevel": False}}),
     "knapsack": Row("- knapsack (argmax and repair)", {SEARCH: {"derive": "argmax"}}),
     "search": Row("- search (prior and knapsack alone)", strategy="fisher"),
-    "recovery": Row("- recovery", {"recovery": {"steps": 0, "mrem_steps": 0}}),
+    "recovery": Row("- recovery", {"recovery": {"steps": 0, "mrem_steps": 0}}, searched_by="default"),
     # words that may have 0 bits
     "words": Row("words can be pruned", {"space": "pruned-words"}),
     "search-words": Row("words can be pruned, - search", {"space": "pruned-words"}, strategy="fisher"),
@@ -123,12 +125,16 @@ ROWS: dict[str, Row] = {
     "constant-temperature": Row("temperature 1 throughout", {SEARCH: {"temperature_end": 1.0}}),
     "cold": Row("temperature falls to 0.05", {SEARCH: {"temperature_end": 0.05}}),
     "short": Row("100 search steps", {SEARCH: {"steps": 100}}),
-    "short-long": Row("100 search steps, 800 of recovery: as long in all", {SEARCH: {"steps": 100}, "recovery": {"steps": 800}}),
+    "short-long": Row(
+        "100 search steps, 800 of recovery: as long in all",
+        {SEARCH: {"steps": 100}, "recovery": {"steps": 800}},
+        searched_by="short",
+    ),
     "long": Row("600 search steps", {SEARCH: {"steps": 600}}),
     "hard": Row("hard sampling", {SEARCH: {"sampling": "hard"}}),
     "soft-weights": Row("weight steps under the relaxed mixture", {SEARCH: {"weight_sampling": "soft"}}),
     "second-order": Row("second order", {SEARCH: {"unrolled": 1e-4}}),
-    "continue": Row("recovery goes on from the searched weights", {"recovery": {"start": "search"}}),
+    "continue": Row("recovery goes on from the searched weights", {"recovery": {"start": "search"}}, searched_by="default"),
     # sensitivities and recovery
     "coherent": Row("coherent sensitivities", {SEARCH: {"sensitivity": "coherent"}}),
     "search-coherent": Row("coherent sensitivities, - search", {SEARCH: {"sensitivity": "coherent"}}, strategy="fisher"),
@@ -145,11 +151,13 @@ ROWS: dict[str, Row] = {
     "soft-structure": Row("softened sensitivities, structural gates", {SEARCH: SOFT, "space": "structured"}),
     "search-structure": Row("structural gates, - search", {"space": "structured"}, strategy="fisher"),
     "structure-continue": Row(
-        "structural gates, from the searched weights", {"space": "structured", "recovery": {"start": "search"}}
+        "structural gates, from the searched weights",
+        {"space": "structured", "recovery": {"start": "search"}},
+        searched_by="structure",
     ),
-    "long-recovery": Row("as many more steps of recovery as the search has", search_too=True),
-    "high-rate": Row("recovery rate 5e-4", {"recovery": {"learning_rate": 5e-4}}),
-    "no-mrem": Row("- reconstruction", {"recovery": {"mrem_steps": 0}}),
+    "long-recovery": Row("as many more steps of recovery as the search has", search_too=True, searched_by="default"),
+    "high-rate": Row("recovery rate 5e-4", {"recovery": {"learning_rate": 5e-4}}, searched_by="default"),
+    "no-mrem": Row("- reconstruction", {"recovery": {"mrem_steps": 0}}, searched_by="default"),
 }
 
 
@@ -269,9 +277,17 @@ def measure(options: Options, data: TaskData, teacher: Path, name: str, ratio: f
         result, label = shared.search(row.strategy, budget), row.strategy
         if row.searched_by:
             result, label = derived_again(shared, result, budget, recipe.search.trust), name
+            shared = recovering(shared, recipe)
         write_cell(options, shared, Candidate(name, ratio, recipe, row.strategy, label, budget, result), {})
     if searcher not in {"default", *(other.searched_by for other in ROWS.values())}:
         shutil.rmtree(folder)
+
+
+def recovering(shared: Workspace, recipe: Recipe) -> Workspace:
+    """The same run with another recovery: teacher, its outputs and calibration are shared."""
+    other = copy.copy(shared)
+    other.blueprint = dataclasses.replace(shared.blueprint, recipe=recipe)
+    return other
 
 
 def derived_again(shared: Workspace, result: SearchResult, budget: SizeBudget, trust: float) -> SearchResult:

@@ -177,9 +177,9 @@ class SearchSettings:
 class RecoverySettings:
     """How a frozen allocation gets its accuracy back; the same for every method."""
 
-    training: Literal["retrain", "ternarybert", "quant-noise", "prequant", "finetune"] = "retrain"
-    """Which training comes first: on the recipe's losses with all blocks quantised, with TernaryBERT's losses, with a random
-    share of blocks quantised, of outlier weights alone, or on labels alone."""
+    training: Literal["retrain", "annealed", "ternarybert", "quant-noise", "prequant", "finetune"] = "retrain"
+    """Which training comes first: on the recipe's losses with all blocks quantised, on those giving way to labels, with
+    TernaryBERT's losses, with a random share of blocks quantised, of outlier weights alone, or on labels alone."""
     steps: int = 400
     """Its steps, with frozen bits on the whole training file."""
     start: Literal["teacher", "search", "pretrained"] = "teacher"

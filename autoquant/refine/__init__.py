@@ -1,5 +1,6 @@
 """How does a frozen allocation get its accuracy back? One file a refiner; each works in place on a frozen supernet."""
 
+from autoquant.refine.annealed import Annealed
 from autoquant.refine.base import RefineProblem, Refiner
 from autoquant.refine.finetune import Finetune
 from autoquant.refine.layerwise import LayerWise
@@ -12,6 +13,7 @@ from autoquant.refine.ternarybert import TernaryBert
 
 REFINERS: dict[str, Refiner] = {
     "retrain": Retrain(),
+    "annealed": Annealed(),
     "ternarybert": TernaryBert(),
     "quant-noise": QuantNoise(),
     "prequant": PreQuant(),

@@ -78,7 +78,7 @@ class TernaryBert:
         outputs = problem.outputs()
         with kept_outputs([*queries, *keys]) as seen:
 
-            def loss(batch: dict[str, Tensor], indices: np.ndarray) -> Tensor:
+            def loss(batch: dict[str, Tensor], indices: np.ndarray, _: float) -> Tensor:
                 target = outputs.batch(indices)
                 value = distillation_loss(supernet, batch, target, STATES_AND_LOGITS)
                 student = [attention_scores(q, k, heads) for q, k in zip(seen[: len(queries)], seen[len(queries) :], strict=True)]

@@ -16,15 +16,15 @@ from autoquant.training.batches import BatchOrder
 from autoquant.training.distillation import distillation_loss
 from autoquant.training.loop import Stateful, run_steps
 
-Loss = Callable[[dict[str, Tensor], np.ndarray], Tensor]
-"""A batch and the indices of its samples -> what to minimise, a scalar."""
+Loss = Callable[[dict[str, Tensor], np.ndarray, float], Tensor]
+"""A batch, the indices of its samples, and the share of the steps that is done -> what to minimise, a scalar."""
 
 
 def terms_loss(problem: RefineProblem, terms: DistillationSettings) -> Loss:
     """The weighted terms; the teacher's outputs are only made if one of them wants any."""
     outputs = problem.outputs() if terms.logits or terms.hidden else None
 
-    def loss(batch: dict[str, Tensor], indices: np.ndarray) -> Tensor:
+    def loss(batch: dict[str, Tensor], indices: np.ndarray, _: float) -> Tensor:
         return distillation_loss(problem.supernet, batch, None if outputs is None else outputs.batch(indices), terms)
 
     return loss
@@ -49,7 +49,7 @@ def train(problem: RefineProblem, loss: Loss, groups: list[dict[str, Any]]) -> N
             group["lr"] = rate * warmup_linear(number, settings.steps, warmup=0.05)
         indices = order.indices(number)
         with context.autocast():
-            value = loss(problem.data.collate(indices, context.device), indices)
+            value = loss(problem.data.collate(indices, context.device), indices, number / settings.steps)
         value.backward()
         optimizer.step()
         supernet.zero_grad()

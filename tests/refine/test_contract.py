@@ -21,9 +21,11 @@ RECONSTRUCTIONS = ("mrem-s", "mrem-p", "layer-wise")
 IN_PROCESS = [name for name in REFINERS if name != "mrem-p"]  # that one starts processes: tests/refine/test_mrem_parallel.py
 COUNT = {"layer-wise": 12}  # steps, for each of 14 layers
 # what the mean loss must fall below: one layer by itself has little to gain where rows are pruned, nor have few weights, nor a
-# network of which little is quantised; labels are learnt more slowly than a teacher
-FALL = {"layer-wise": 1.0, "prequant": 1.0, "quant-noise": 1.0, "finetune": 0.9}
-CLOSER = {"prequant": 1.0, "quant-noise": 1.0, "finetune": math.inf}  # to the teacher's logits, of which labels know nothing
+# network of which little is quantised; labels are learnt more slowly than a teacher, and where they take its place the last
+# losses are not of the terms of the first
+FALL = {"layer-wise": 1.0, "prequant": 1.0, "quant-noise": 1.0, "finetune": 0.9, "annealed": math.inf}
+# to the teacher's logits, of which labels know nothing
+CLOSER = {"prequant": 1.0, "quant-noise": 1.0, "finetune": math.inf, "annealed": math.inf}
 RATES = {"prequant": {"learning_rate": 2e-2}}  # an outlier has far to go to another code
 LEARN = ("dense.mixed.weight", "dense.mixed.log_scale", "dense.bias", "LayerNorm.weight")
 LEARNS = {"layer-wise": LEARN[:3], "prequant": LEARN[:1]}  # norms are in no linear layer; only outliers
