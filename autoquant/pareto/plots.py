@@ -360,9 +360,9 @@ def bits_by_budget(sweep: Sweep, strategy: str) -> go.Figure:
 def training_curves(log: Sequence[LogLine], budget_bytes: int | None = None) -> go.Figure:
     """Losses of every stage, temperature, and the expected size against the budget, from a run's metrics.jsonl."""
     stages = list(dict.fromkeys(line["stage"] for line in log))
-    search = [s for s in stages if any("temperature" in line for line in log if line["stage"] == s)]
-    recover = [s for s in stages if s.startswith(("retrain", "mrem"))]
-    teacher = [s for s in stages if s not in (*search, *recover)]
+    teacher = [s for s in stages if s in ("teacher", "student")]
+    search = [s for s in stages if s.startswith("search-")]
+    recover = [s for s in stages if s not in (*teacher, *search)]  # named after their refiner
     panels: list[tuple[str, list[str], tuple[str, ...]]] = [
         ("teacher loss", teacher, ("loss",)),
         ("search: losses", search, ("loss", "held_out_loss")),

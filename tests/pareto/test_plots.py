@@ -7,6 +7,7 @@ import pytest
 
 from autoquant.pareto import plots
 from autoquant.pareto.results import Sweep
+from autoquant.refine import REFINERS
 from sweeps import manifest
 
 
@@ -107,6 +108,12 @@ def test_curves_of_every_stage_and_the_budget() -> None:
     assert list(size.y) == [0, 1, 2]
     assert figure.layout.shapes[0].y0 == 2
     assert plots.training_curves(log[:3]).layout.annotations[0].text == "teacher loss"
+
+
+@pytest.mark.parametrize("refiner", REFINERS)
+def test_the_loss_of_every_refiner_is_one_of_recovery(refiner: str) -> None:
+    figure = plots.training_curves([{"stage": f"{refiner}-dnas", "step": i, "loss": 1.0} for i in range(3)])
+    assert [text.text for text in figure.layout.annotations] == ["recovery: loss"]
 
 
 def test_the_running_mean_starts_at_the_first_value() -> None:
