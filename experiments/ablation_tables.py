@@ -13,7 +13,7 @@ from ablation import ROWS
 from scipy.stats import spearmanr
 
 from autoquant.compare.bootstrap import paired_difference
-from autoquant.compare.table import difference_text
+from autoquant.compare.table import difference_text, points
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.settings import Recipe, from_mapping
 
@@ -41,6 +41,19 @@ def ablation_table(folder: Path = RESULTS) -> str:
             values = [_value(own, measured, column) for own, column in zip(shown, columns, strict=True)]
             lines.append(f"| {ROWS[name].about} | {' | '.join(values)} | {_costs(list(itertools.chain(*shown)))} |")
     return "\n".join([*lines, "", *_notes(measured), *_ranks(cells), *_stability(measured)])
+
+
+def before_after_table(folder: Path = RESULTS, before: str = "default", after: str = "annealed") -> str:
+    """A changed recipe on dev sets, also of tasks that chose nothing: task and ratio x the metric before and after."""
+    cells = [cell for cell in (json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))) if cell["scored"] == "dev"]
+    lines = ["| dev set | full precision | before | after | after minus before |", "|---|---|---|---|---|"]
+    for column in sorted(set(map(_column, cells))):
+        sides = [[c for c in cells if c["row"] == row and _column(c) == column] for row in (before, after)]
+        if all(sides):
+            metric = sides[0][0]["metric"]
+            full, values = points(sides[0][0]["full_precision"][metric]), " | ".join(map(_spread, sides))
+            lines.append(f"| {_column_name(column)} ({metric}) | {full} | {values} | {_difference(sides[1], sides[0])} |")
+    return "\n".join(lines)
 
 
 def _check_alike(cells: Cells) -> None:

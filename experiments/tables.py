@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from ablation_tables import ablation_table
+from ablation_tables import ablation_table, before_after_table
 from compare_plot import plot_compare
-from compare_tables import linears_table, methods_table, recipes_table, whole_table
+from compare_tables import distilled_table, linears_table, methods_table, recipes_table, whole_table
 from deployment_tables import deployment_table
 from mrem_tables import mrem_settings_table, mrem_table, plot_mrem
 from paper_tables import known_cells
@@ -37,11 +37,13 @@ def tables() -> dict[str, str]:
     """Name of a place -> its table in Markdown."""
     return {
         "compare": methods_table(),
+        "compare-distilled": distilled_table(),
         "compare-recipes": recipes_table(),
         "papers": paper_tables(known_cells(default_backbone().name), measured_only=True),
         "peers-linear": linears_table(),
         "peers-whole": whole_table(),
         "ablation": ablation_table(),
+        "before-after": before_after_table(),
         "deployment": deployment_table(),
         "mrem": mrem_table(),
         "mrem-settings": mrem_settings_table(),

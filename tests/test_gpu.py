@@ -25,8 +25,9 @@ QUANTIZERS = {
 }
 RECONSTRUCTION = ["--recovery.steps", "0", "--recovery.mrem-steps", "3", "--recovery.mrem-modules", "2"]
 RECONSTRUCTION += ["--recovery.parallel-fill", "2", "--recovery.reconstruction"]
+TRAININGS = ("retrain", "annealed", "ternarybert", "quant-noise", "prequant", "finetune")
 RECOVERIES = {
-    **{name: ["--recovery.training", name] for name in ("retrain", "ternarybert", "quant-noise", "prequant", "finetune")},
+    **{name: ["--recovery.training", name] for name in TRAININGS},
     **{name: [*RECONSTRUCTION, name] for name in ("mrem-s", "mrem-p", "layer-wise")},
     "from the search": ["--recovery.start", "search"],
 }
