@@ -20,14 +20,29 @@ Loss = Callable[[dict[str, Tensor], np.ndarray, float], Tensor]
 """A batch, the indices of its samples, and the share of the steps that is done -> what to minimise, a scalar."""
 
 
-def terms_loss(problem: RefineProblem, terms: DistillationSettings) -> Loss:
-    """The weighted terms; the teacher's outputs are only made if one of them wants any."""
-    outputs = problem.outputs() if terms.logits or terms.hidden else None
+Anneal = Callable[[DistillationSettings, float], DistillationSettings]
+"""The weights at the start, and the share of the steps that is done -> the weights there."""
 
-    def loss(batch: dict[str, Tensor], indices: np.ndarray, _: float) -> Tensor:
-        return distillation_loss(problem.supernet, batch, None if outputs is None else outputs.batch(indices), terms)
+
+def constant(terms: DistillationSettings, _: float) -> DistillationSettings:
+    """The same weights throughout."""
+    return terms
+
+
+def terms_loss(problem: RefineProblem, terms: DistillationSettings, anneal: Anneal = constant) -> Loss:
+    """The weighted terms; the teacher's outputs are only made if one of them wants any, and only looked at while it does."""
+    outputs = problem.outputs() if _asks_the_teacher(terms) else None
+
+    def loss(batch: dict[str, Tensor], indices: np.ndarray, done: float) -> Tensor:
+        now = anneal(terms, done)
+        taught = outputs.batch(indices) if outputs is not None and _asks_the_teacher(now) else None
+        return distillation_loss(problem.supernet, batch, taught, now)
 
     return loss
+
+
+def _asks_the_teacher(terms: DistillationSettings) -> bool:
+    return max(terms.logits, terms.hidden) > 0
 
 
 def everything(problem: RefineProblem) -> list[dict[str, Any]]:

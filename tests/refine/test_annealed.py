@@ -7,35 +7,31 @@ import pytest
 import torch
 
 from autoquant.core.settings import DistillationSettings
-from autoquant.refine import annealed
-from autoquant.refine.annealed import annealed_loss, annealed_terms
-from autoquant.training.distillation import distillation_loss, label_loss
+from autoquant.refine import annealed as module
+from autoquant.refine.annealed import annealed
+from autoquant.refine.train import terms_loss
+from autoquant.training.distillation import TeacherOutputs, distillation_loss, label_loss
 
 TERMS = DistillationSettings(logits=2.0, hidden=1.0, cross_entropy=0.5)
 
 
 @pytest.mark.parametrize(
     ("done", "logits", "hidden", "labels"),
-    [(0.0, 2.0, 1.0, 0.5), (0.25, 1.5, 0.75, 0.625), (0.5, 1.0, 0.5, 0.75), (1.0, 0.0, 0.0, 1.0)],
+    [(0.0, 2.0, 1.0, 0.5), (0.125, 1.5, 0.75, 0.625), (0.25, 1.0, 0.5, 0.75), (0.5, 0.0, 0.0, 1.0), (0.75, 0.0, 0.0, 1.0)],
 )
 def test_terms_by_hand(done: float, logits: float, hidden: float, labels: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annealed, "HANDED_OVER", 1.0)
-    assert annealed_terms(TERMS, done) == DistillationSettings(logits, hidden, labels)
+    monkeypatch.setattr(module, "HANDED_OVER", 0.5)
+    assert annealed(TERMS, done) == DistillationSettings(logits, hidden, labels)
 
 
-def test_labels_alone_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annealed, "HANDED_OVER", 0.5)
-    assert annealed_terms(TERMS, 0.25) == DistillationSettings(1.0, 0.5, 0.75)
-    assert annealed_terms(TERMS, 0.75) == DistillationSettings(0.0, 0.0, 1.0)
-
-
-def test_first_and_last_loss(bench: Any) -> None:
+def test_first_and_last_loss(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with bench.open_context() as context:
         problem = bench.problem("annealed", bench.supernet(), context)
-        loss, outputs = annealed_loss(problem), problem.outputs()
+        loss, outputs = terms_loss(problem, problem.distillation, annealed), problem.outputs()
     indices = np.arange(6)
     batch = problem.data.collate(indices)
     plain = distillation_loss(problem.supernet, batch, outputs.batch(indices), problem.distillation)
     torch.testing.assert_close(loss(batch, indices, 0.0), plain)
+    monkeypatch.delattr(TeacherOutputs, "batch")  # nobody asks any more
     logits = problem.supernet(**{name: value for name, value in batch.items() if name != "labels"}).logits
     torch.testing.assert_close(loss(batch, indices, 1.0), label_loss(logits, batch["labels"]))
