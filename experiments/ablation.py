@@ -6,8 +6,9 @@ The recipe is `distilled.toml`: the default one as it was before it took over th
     python experiments/ablation.py --data-dir glue --task mrpc --rows default gates --seeds 0 1 2
     python experiments/ablation.py --data-dir glue --rows rank --ratios 25            # 20 random allocations of one size
 
-Scored on training rows that no row has trained on (SST-2: the next 10,000 by hash after the 5,000; other tasks: a held-out
-tenth), so that choosing among rows reads no dev set; `--score dev` is for the before and after. A given `--teacher` must not have
+Scored on training rows that no cell has trained on, so that choosing among them reads no dev set: a held-out tenth, of SST-2
+those of the next 10,000 by hash after the 5,000 that share no three words in a row with these, since its training rows are
+phrases cut out of the same sentences. `--score dev` is for the before and after. A given `--teacher` must not have
 trained on them either: what was made from the 5,000 by this script or `autoquant finetune` has not. Each cell writes
 `results/ablation/<cell>.json`, with its answers to every row; cells that are there are skipped. `python experiments/tables.py`
 makes the table.
@@ -20,7 +21,7 @@ import dataclasses
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,7 @@ from autoquant.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results" / "ablation"
 BASE = Path(__file__).parent / "distilled.toml"
-SCORED_ROWS, SCORED_SHARE = 10_000, 0.1
+SCORED_ROWS, SCORED_SHARE, RUN = 10_000, 0.1, 3
 RANDOM_ALLOCATIONS = 20
 
 
@@ -221,7 +222,22 @@ def task_data(options: Options) -> TaskData:
         return dataclasses.replace(data, train=train)
     known = set(train.text_hashes())
     fresh = [row for row, text in enumerate(scored.text_hashes()) if text not in known]
+    if options.task == "sst2":
+        fresh = sorted({*fresh} & {*unshared(train.first, scored.first)})
     return dataclasses.replace(data, train=train, evaluation=scored.select(fresh))
+
+
+def unshared(known: Sequence[str], texts: Sequence[str]) -> list[int]:
+    """Which texts have no run of RUN words, and no shorter one that is all of them, in common with those that are known."""
+    runs = {run for text in known for length in range(1, RUN + 1) for run in runs_of(text, length)}
+    return [row for row, text in enumerate(texts) if not any(run in runs for run in runs_of(text, RUN))]
+
+
+def runs_of(text: str, length: int) -> Iterator[tuple[str, ...]]:
+    """Words in a row: so many, or all where there are fewer."""
+    words = text.split()
+    length = min(length, len(words))
+    return (tuple(words[start : start + length]) for start in range(len(words) - length + 1))
 
 
 def train_teacher(options: Options, data: TaskData) -> Path:

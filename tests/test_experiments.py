@@ -93,8 +93,13 @@ def test_ours_is_measured_at_the_sizes_of_recipes_that_fix_their_own(monkeypatch
     assert "optuna-nsga2" in dict(compare.planned())
 
 
-def test_ablation(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
-    options = ["--data-dir", tiny_data, "--rows", "recovery", "--ratios", 6, "--train-rows", 200, "--threads", 1]
+def test_ablation(tiny_classifier_dir: Path, tmp_path: Path) -> None:
+    """On texts of which no two share a word."""
+    rows = [f"good{index} bad{index} film{index}\t{index % 2}" for index in range(240)]
+    (tmp_path / "glue" / "SST-2").mkdir(parents=True)
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / "glue" / "SST-2" / name).write_text("\n".join(["sentence\tlabel", *rows]) + "\n", "utf-8")
+    options = ["--data-dir", tmp_path / "glue", "--rows", "recovery", "--ratios", 6, "--train-rows", 200, "--threads", 1]
     options += ["--model", tiny_classifier_dir, "--teacher", tiny_classifier_dir]
     options += ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
     script("ablation", *options)
@@ -103,6 +108,13 @@ def test_ablation(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) ->
     made = file.stat().st_mtime_ns
     script("ablation", *options)
     assert file.stat().st_mtime_ns == made
+
+
+def test_scored_texts_share_no_three_words_with_training_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    unshared = module("ablation", monkeypatch).unshared
+    known = ["a charming film about love", "dull"]
+    texts = ["a charming film", "film about", "charming about love", "dull", "so dull", "love", "a film about love in war", ""]
+    assert [texts[row] for row in unshared(known, texts)] == ["charming about love", "so dull", ""]
 
 
 def test_what_the_comparison_lacks_knows_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
