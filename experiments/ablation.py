@@ -1,6 +1,4 @@
-"""What matters in the search? A recipe minus each of its parts, and the choices beside them; one cell a row, ratio and seed.
-
-The recipe is `distilled.toml`: the default one as it was before it took over the row `annealed`.
+"""What matters in the search? `default` minus each of its parts, and the choices beside them; one cell a row, ratio and seed.
 
     python experiments/ablation.py --data-dir glue                                    # every row on SST-2, 15x and 25x, seed 0
     python experiments/ablation.py --data-dir glue --task mrpc --rows default gates --seeds 0 1 2
@@ -55,7 +53,6 @@ from autoquant.training.evaluate import predict_logits
 from autoquant.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results" / "ablation"
-BASE = Path(__file__).parent / "distilled.toml"
 SCORED_ROWS, SCORED_SHARE, RUN = 10_000, 0.1, 3
 RANDOM_ALLOCATIONS = 20
 
@@ -85,7 +82,7 @@ class Row:
 SEARCH, SOFT = "search", {"sensitivity_temperature": 4.0}
 ANNEALED = {"recovery": {"training": "annealed"}}
 ROWS: dict[str, Row] = {
-    "default": Row("all parts"),
+    "default": Row("default"),
     "uniform": Row("uniform bits", strategy="uniform"),
     "equal-compute": Row("uniform bits, as many steps as search and recovery", strategy="uniform", search_too=True),
     "search-equal-compute": Row("- search, as many steps", strategy="fisher", search_too=True),
@@ -182,7 +179,7 @@ class Options:
     seeds: tuple[int, ...] = (0,)
     score: Literal["train", "dev"] = "train"
     """What cells are scored on: held-out training rows, or the dev set (for the before and after only)."""
-    preset: str = str(BASE)
+    preset: str = "default"
     train_rows: int = 5000
     max_length: int = 64
     runs: Path = Path("runs/ablation")

@@ -42,7 +42,6 @@ from autoquant.tasks.load import load_glue
 
 RESULTS = Path(__file__).parent / "results"
 CELLS, CSV, MATCHED = RESULTS / "compare", RESULTS / "compare.csv", RESULTS / "compare-matched"
-DISTILLED = RESULTS / "distilled" / "compare"  # --preset experiments/distilled.toml --results experiments/results/distilled
 MANY, MANY_SEEDS = ("uniform", "random", "reversed", "fisher", "measured", "qbert", "hawq", "default"), (0, 1, 2)
 TASKS, RATIOS = ("sst2", "mrpc"), (15.0, 25.0)
 RECIPES = {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from autoquant.compare.cells import Cell, read_cells
 from autoquant.compare.table import NOTE, markdown, own_table, points, size_text, title, wide_table
-from compare import CELLS, DISTILLED, MATCHED, RATIOS, RESULTS, TASKS, planned
+from compare import CELLS, MATCHED, RATIOS, RESULTS, TASKS, planned
 
 PEERS = RESULTS / "peers"
 NO_CELLS = "No cells yet: run `python experiments/compare.py --data-dir glue`."
@@ -21,11 +21,6 @@ def methods_table() -> str:
     own = _by_task(cells)
     parts = [f"**{title(cells)}**\n\n{markdown(*wide_table(cells))}" for cells in own]
     return "\n\n".join([*parts, f"{NOTE} {_missing(cells)}"])
-
-
-def distilled_table() -> str:
-    """The methods that share a recovery, when that was distillation alone; `dnas` is the search."""
-    return "\n\n".join(f"**{title(cells)}**\n\n{markdown(*wide_table(cells))}" for cells in _by_task(read_cells(DISTILLED)))
 
 
 def recipes_table() -> str:

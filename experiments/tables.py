@@ -13,7 +13,7 @@ from pathlib import Path
 import tyro
 from ablation_tables import ablation_table, before_after_table
 from compare_plot import plot_compare
-from compare_tables import distilled_table, linears_table, methods_table, recipes_table, whole_table
+from compare_tables import linears_table, methods_table, recipes_table, whole_table
 from deployment_tables import deployment_table
 from mrem_tables import mrem_settings_table, mrem_table, plot_mrem
 from paper_tables import known_cells
@@ -37,7 +37,6 @@ def tables() -> dict[str, str]:
     """Name of a place -> its table in Markdown."""
     return {
         "compare": methods_table(),
-        "compare-distilled": distilled_table(),
         "compare-recipes": recipes_table(),
         "papers": paper_tables(known_cells(default_backbone().name), measured_only=True),
         "peers-linear": linears_table(),

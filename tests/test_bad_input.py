@@ -348,7 +348,7 @@ def test_a_search_that_diverges_can_go_on(
     assert "Search: the loss is nan at step 3 of 8" in message
     assert "Lower the learning rate" in message
     cli.main([*arguments, "--resume"])
-    assert stages_of(tmp_path / "run") == ["search-dnas", "annealed-dnas"]
+    assert stages_of(tmp_path / "run") == ["search-dnas", "retrain-dnas"]
     assert (tmp_path / "run" / "metrics.json").exists()
 
 

@@ -85,7 +85,7 @@ def test_finetune_search_evaluate(
     assert result["validation"] > 0.9
     assert f"Teacher in {teacher}: validation" in capsys.readouterr().out
     metrics = search(teacher, tiny_data, run_dir, "--controls", "uniform")
-    assert stages_of(run_dir) == ["search-dnas", "annealed-dnas", "annealed-uniform"]
+    assert stages_of(run_dir) == ["search-dnas", "retrain-dnas", "retrain-uniform"]
     assert (run_dir / "teacher" / "model.safetensors").read_bytes() == (teacher / "model.safetensors").read_bytes()
     assert capsys.readouterr().err == ""
     cli.main(["evaluate", str(run_dir / "model"), *files])
@@ -137,7 +137,7 @@ def test_an_architecture_from_end_to_end(name: str, tiny_data: Path, tmp_path: P
     more = ["--controls", "uniform", "--trim-positions", "--recovery.mrem-steps", "2", "--recovery.mrem-modules", "2"]
     metrics = search(model, tiny_data, tmp_path / "run", *more)
     folder = tmp_path / "run" / "model"
-    assert stages_of(tmp_path / "run") == ["search-dnas", "annealed-dnas", "mrem-s-dnas", "annealed-uniform", "mrem-s-uniform"]
+    assert stages_of(tmp_path / "run") == ["search-dnas", "retrain-dnas", "mrem-s-dnas", "retrain-uniform", "mrem-s-uniform"]
     assert metrics["bytes"]["file"] == (folder / "model.safetensors").stat().st_size <= metrics["bytes"]["full_precision"] / 6
     files = ["--task", "sst2", "--data-dir", str(tiny_data)]
     for packed in (folder, tmp_path / "run" / "controls" / "uniform"):

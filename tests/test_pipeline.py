@@ -102,7 +102,7 @@ def test_allocation_says_what_it_came_to(reference: Reference) -> None:
 
 
 def test_every_stage_logs_every_step(reference: Reference) -> None:
-    recoveries = [f"{refiner}-{method}" for method in ("dnas", *CONTROLS) for refiner in ("annealed", "mrem-s")]
+    recoveries = [f"{refiner}-{method}" for method in ("dnas", *CONTROLS) for refiner in ("retrain", "mrem-s")]
     assert stages_of(reference.run_dir) == ["teacher", "search-dnas", *recoveries]
     lines = [json.loads(line) for line in log_of(reference.run_dir)]
     for stage in stages_of(reference.run_dir):
@@ -152,7 +152,7 @@ def test_apply_repeats_the_recorded_recovery(reference: Reference, tmp_path: Pat
     apply(reference, tmp_path / "run")
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == reference.bytes("model.safetensors")
     assert metrics_of(tmp_path / "run")["metric"]["value"] == reference.metrics["metric"]["value"]
-    assert stages_of(tmp_path / "run") == ["annealed-dnas", "mrem-s-dnas"]
+    assert stages_of(tmp_path / "run") == ["retrain-dnas", "mrem-s-dnas"]
 
 
 def test_apply_without_recovery_only_quantises(reference: Reference, tmp_path: Path) -> None:

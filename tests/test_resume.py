@@ -20,7 +20,7 @@ from runs import Reference, log_of, reference, reference_arguments, search, sear
 
 __all__ = ["reference"]
 
-STAGES = ["teacher", "search-dnas", "annealed-dnas", "mrem-s-uniform"]
+STAGES = ["teacher", "search-dnas", "retrain-dnas", "mrem-s-uniform"]
 PATIENCE = 120.0  # seconds
 
 

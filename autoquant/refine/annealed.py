@@ -1,7 +1,7 @@
 """Teacher annealing (Clark et al. 2019, BAM!, section 3.2): the student starts from the teacher and ends with the labels.
 
-At low widths a student needs the teacher's hidden states to find its way back; once there, they hold it at the teacher's own
-mistakes, and labels alone do better. In the paper labels take the place of the teacher's predictions; here of all its terms.
+In the paper labels take the place of the teacher's predictions; here of all its terms, since it is the hidden states that hold a
+student at the teacher's own mistakes, and that a student of few bits cannot begin without.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from autoquant.core.settings import DistillationSettings
 from autoquant.refine.base import RefineProblem
 from autoquant.refine.train import everything, terms_loss, train
 
-HANDED_OVER = 0.25  # share of the steps after which labels alone count: the best of 0.25, 0.5 and 1 on held-out sentences
+HANDED_OVER = 0.25  # share of the steps after which labels alone count
 
 
 def annealed(terms: DistillationSettings, done: float) -> DistillationSettings:
