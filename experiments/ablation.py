@@ -80,7 +80,6 @@ class Row:
 
 
 SEARCH, SOFT = "search", {"sensitivity_temperature": 4.0}
-ANNEALED = {"recovery": {"training": "annealed"}}
 ROWS: dict[str, Row] = {
     "default": Row("default"),
     "uniform": Row("uniform bits", strategy="uniform"),
@@ -91,11 +90,7 @@ ROWS: dict[str, Row] = {
     "labels-too": Row("labels as well as distillation", {"distillation": {"cross_entropy": 1.0}}),
     "hidden": Row("- hidden states (the teacher's logits alone)", {"distillation": {"hidden": 0.0}}),
     "hidden-labels": Row("- hidden states, labels as well as logits", {"distillation": {"hidden": 0.0, "cross_entropy": 1.0}}),
-    "annealed": Row("distillation that gives way to labels", ANNEALED, searched_by="default"),
-    "annealed-uniform": Row("uniform bits, so", ANNEALED, strategy="uniform"),
-    "annealed-equal-compute": Row("uniform bits, so, as many steps", ANNEALED, strategy="uniform", search_too=True),
-    "annealed-search": Row("- search, so", ANNEALED, strategy="fisher"),
-    "annealed-measured": Row("measured losses, so, - search", ANNEALED, strategy="measured"),
+    "annealed": Row("distillation that gives way to labels", {"recovery": {"training": "annealed"}}, searched_by="default"),
     "gates": Row("- gates (0 in the softmax)", {SEARCH: {"zero": "softmax"}}),
     "structure": Row("structural gates", {"space": "structured"}),
     "scales": Row("- learned scales", {SEARCH: {"scale_learning_rate": 0.0}, "recovery": {"scale_learning_rate": 0.0}}),
