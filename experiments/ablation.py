@@ -4,9 +4,9 @@
     python experiments/ablation.py --data-dir glue --task mrpc --rows default gates --seeds 0 1 2
     python experiments/ablation.py --data-dir glue --rows rank --ratios 25            # 20 random allocations of one size
 
-Scored on training rows that no cell has trained on, so that choosing among them reads no dev set: a held-out tenth, of SST-2
+Scored on training rows that no cell has trained on, so that choosing among cells reads no dev set: a held-out tenth, of SST-2
 those of the next 10,000 by hash after the 5,000 that share no three words in a row with these, since its training rows are
-phrases cut out of the same sentences. `--score dev` is for the before and after. A given `--teacher` must not have
+phrases cut out of the same sentences. `--score dev` is for what choosing led to. A given `--teacher` must not have
 trained on them either: what was made from the 5,000 by this script or `autoquant finetune` has not. Each cell writes
 `results/ablation/<cell>.json`, with its answers to every row; cells that are there are skipped. `python experiments/tables.py`
 makes the table.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import itertools
 import json
 import shutil
@@ -173,7 +174,7 @@ class Options:
     ratios: tuple[float, ...] = (15, 25)
     seeds: tuple[int, ...] = (0,)
     score: Literal["train", "dev"] = "train"
-    """What cells are scored on: held-out training rows, or the dev set (for the before and after only)."""
+    """What cells are scored on: held-out training rows, or the dev set (for what choosing led to, only)."""
     preset: str = "default"
     train_rows: int = 5000
     max_length: int = 64
@@ -202,7 +203,7 @@ def main() -> None:
 
 
 def task_data(options: Options) -> TaskData:
-    """Training rows, and what cells are scored on, which no training row's text is in."""
+    """Training rows, and what cells are scored on: texts that are no training row's, of SST-2 `unshared` ones."""
     data = load_glue(options.task, options.data_dir)
     if options.task == "sst2":
         train = data.train.subsample(options.train_rows)
@@ -292,18 +293,25 @@ def measure(options: Options, data: TaskData, teacher: Path, name: str, ratio: f
         budget = SizeBudget.ratio(ratio, shared.blueprint.full_bytes())
         result, label = shared.search(row.strategy, budget), row.strategy
         if row.searched_by:
-            result, label = derived_again(shared, result, budget, recipe.search.trust), name
-            shared = recovering(shared, recipe)
+            if recipe.search.trust != shared.blueprint.recipe.search.trust:
+                result = derived_again(shared, result, budget, recipe.search.trust)
+            shared, label = recovering(shared, recipe), recovery_label(name, recipe)
         write_cell(options, shared, Candidate(name, ratio, recipe, row.strategy, label, budget, result), {})
     if searcher not in {"default", *(other.searched_by for other in ROWS.values())}:
         shutil.rmtree(folder)
 
 
 def recovering(shared: Workspace, recipe: Recipe) -> Workspace:
-    """The same run with another recovery: teacher, its outputs and calibration are shared."""
+    """The same run with another recovery: the teacher, what it says of every text, and the calibration are shared."""
+    _ = shared.outputs  # so that they are
     other = copy.copy(shared)
     other.blueprint = dataclasses.replace(shared.blueprint, recipe=recipe)
     return other
+
+
+def recovery_label(name: str, recipe: Recipe) -> str:
+    """Names a recovery's stages in a run that several have, so that another state of the row is not taken for it."""
+    return f"{name}-{hashlib.sha256(json.dumps(dataclasses.asdict(recipe.recovery)).encode()).hexdigest()[:8]}"
 
 
 def derived_again(shared: Workspace, result: SearchResult, budget: SizeBudget, trust: float) -> SearchResult:

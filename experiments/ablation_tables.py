@@ -43,12 +43,13 @@ def ablation_table(folder: Path = RESULTS) -> str:
     return "\n".join([*lines, "", *_notes(measured), *_ranks(cells), *_stability(measured)])
 
 
-def before_after_table(folder: Path = RESULTS, before: str = "default", after: str = "annealed") -> str:
-    """A changed recipe on dev sets, also of tasks that chose nothing: task and ratio x the metric before and after."""
+def annealed_table(folder: Path = RESULTS) -> str:
+    """A change that was tried, on dev sets: task and ratio x the metric of `default` and of `annealed`."""
     cells = [cell for cell in (json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))) if cell["scored"] == "dev"]
-    lines = ["| dev set | full precision | before | after | after minus before |", "|---|---|---|---|---|"]
+    _check_alike(cells)
+    lines = ["| dev set | full precision | default | annealed | annealed minus default |", "|---|---|---|---|---|"]
     for column in sorted(set(map(_column, cells))):
-        sides = [[c for c in cells if c["row"] == row and _column(c) == column] for row in (before, after)]
+        sides = [[c for c in cells if c["row"] == row and _column(c) == column] for row in ("default", "annealed")]
         if all(sides):
             metric = sides[0][0]["metric"]
             full, values = points(sides[0][0]["full_precision"][metric]), " | ".join(map(_spread, sides))
@@ -63,8 +64,8 @@ def _check_alike(cells: Cells) -> None:
             alike = [c for c in cells if (c["task"], c["scored"]) == (cell["task"], cell["scored"])]
             if any(c[key] != cell[key] for c in alike):
                 raise SystemExit(f"The ablation's cells of {cell['task']} differ in {key}: measure the older ones again.")
-    for name in {cell["row"] for cell in cells if cell["scored"] == "train"} & set(ROWS):
-        recipes = [from_mapping(Recipe, c["recipe"], "cell") for c in cells if (c["row"], c["scored"]) == (name, "train")]
+    for name in {cell["row"] for cell in cells} & set(ROWS):
+        recipes = [from_mapping(Recipe, cell["recipe"], "cell") for cell in cells if cell["row"] == name]
         if any(recipe != recipes[0] for recipe in recipes):
             raise SystemExit(f"The ablation's cells of row {name} differ in recipe: measure the older ones again.")
 

@@ -1,5 +1,6 @@
 """The scripts behind the READMEs' tables, on a tiny model: a cell is measured once, written whole, and not again."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -104,10 +105,41 @@ def test_ablation(tiny_classifier_dir: Path, tmp_path: Path) -> None:
     options += ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
     script("ablation", *options)
     (file,) = (tmp_path / "results").rglob("*.json")
-    assert 0 <= json.loads(file.read_text())["metrics"]["accuracy"] <= 1
+    cell = json.loads(file.read_text())
+    assert 0 <= cell["metrics"]["accuracy"] <= 1
+    assert cell["recipe"]["recovery"]["steps"] == 0
+    assert '"stage": "retrain' not in next((tmp_path / "runs").rglob("default/metrics.jsonl")).read_text()  # of the shared run
     made = file.stat().st_mtime_ns
     script("ablation", *options)
     assert file.stat().st_mtime_ns == made
+
+
+def test_rows_that_share_a_search_differ_in_what_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ablation = module("ablation", monkeypatch)
+    sharing = {name: row for name, row in ablation.ROWS.items() if row.searched_by}
+    assert {"annealed", "trust-50", "short-long"} <= set(sharing)
+    for name, row in sharing.items():
+        searcher = ablation.ROWS[row.searched_by]
+        own, other = row.recipe("default"), searcher.recipe("default")
+        search = dataclasses.replace(own.search, trust=other.search.trust)
+        assert dataclasses.replace(own, search=search, recovery=other.recovery) == other, name
+        assert (row.strategy, row.scale) == (searcher.strategy, searcher.scale), name
+        assert own != other, name
+
+
+def test_no_scored_text_is_part_of_a_training_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every text is there twice, once longer: it is scored only where its twin is not trained on."""
+    ablation = module("ablation", monkeypatch)
+    rows = [f"{more}good{index} bad{index} film{index}\t{index % 2}" for index in range(100) for more in ("", "so ")]
+    (tmp_path / "SST-2").mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / "SST-2" / name).write_text("\n".join(["sentence\tlabel", *rows]) + "\n", "utf-8")
+    data = ablation.task_data(ablation.Options(tmp_path, train_rows=60))
+    trained, scored = ({text.split()[-1] for text in part.first} for part in (data.train, data.evaluation))
+    assert len(data.train) == 60
+    assert len(data.evaluation) > 0
+    assert trained | scored == {f"film{index}" for index in range(100)}
+    assert not trained & scored
 
 
 def test_scored_texts_share_no_three_words_with_training_texts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Teacher annealing (Clark et al. 2019, BAM!, section 3.2): the student starts from the teacher and ends with the labels.
 
-In the paper labels take the place of the teacher's predictions; here of all its terms, since it is the hidden states that hold a
-student at the teacher's own mistakes, and that a student of few bits cannot begin without.
+In the paper labels take the place of the teacher's predictions, over all of the training; here of all the teacher's terms, and
+within a share of the steps that is ours.
 """
 
 from __future__ import annotations

@@ -24,6 +24,12 @@ def test_terms_by_hand(done: float, logits: float, hidden: float, labels: float,
     assert annealed(TERMS, done) == DistillationSettings(logits, hidden, labels)
 
 
+def test_labels_are_learnt_once_they_alone_count(bench: Any) -> None:
+    with bench.open_context() as context:
+        losses = [line["loss"] for line in bench.refine("annealed", bench.supernet(), context, steps=120)]
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[30:40])
+
+
 def test_first_and_last_loss(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with bench.open_context() as context:
         problem = bench.problem("annealed", bench.supernet(), context)
