@@ -39,7 +39,7 @@ def _by_task(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def _missing(cells: Sequence[Cell]) -> str:
-    """How many cells there are, and what is missing: whole tasks, or methods with their seeds."""
+    """How many cells there are, and what is missing: whole tasks, whole methods, or some of their seeds."""
     there = Counter((cell.task, cell.method, cell.seed) for cell in cells)
     fixed, texts = {cell.method for cell in cells if cell.own_size}, []
     for task in TASKS:
@@ -48,7 +48,8 @@ def _missing(cells: Sequence[Cell]) -> str:
             wanted = 1 if name in fixed else len(RATIOS)
             lacking = [(seed, there[task, name, seed]) for seed in seeds if there[task, name, seed] < wanted]
             some = [f"{seed} in part" if count else str(seed) for seed, count in lacking]
-            methods += [f"{name} (seed {', '.join(some)})"] if some else []
+            wholly = len(lacking) == len(seeds) and not any(count for _, count in lacking)
+            methods += [name if wholly else f"{name} (seed {', '.join(some)})"] if some else []
         untouched = task not in {cell.task for cell in cells}
         texts += [f"{task}: {'everything' if untouched else ', '.join(methods)}"] if methods else []
     counted = f"{len(cells)} cells."
