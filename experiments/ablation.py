@@ -100,6 +100,9 @@ ROWS: dict[str, Row] = {
     "knapsack": Row("- knapsack (argmax and repair)", {SEARCH: {"derive": "argmax"}}),
     "search": Row("- search (prior and knapsack alone)", strategy="fisher"),
     "recovery": Row("- recovery", {"recovery": {"steps": 0, "mrem_steps": 0}}, searched_by="default"),
+    # nothing below 2 bits
+    "floor": Row("2 bits at least", {"space": "floor"}),
+    "search-floor": Row("2 bits at least, - search", {"space": "floor"}, strategy="fisher"),
     # words that may have 0 bits
     "words": Row("words can be pruned", {"space": "pruned-words"}),
     "search-words": Row("words can be pruned, - search", {"space": "pruned-words"}, strategy="fisher"),
@@ -213,10 +216,11 @@ def task_data(options: Options) -> TaskData:
         train, scored = data.train.split(SCORED_SHARE, salt="ablation")
     if options.score == "dev":
         return dataclasses.replace(data, train=train)
-    known = set(train.text_hashes())
-    fresh = [row for row, text in enumerate(scored.text_hashes()) if text not in known]
     if options.task == "sst2":
-        fresh = sorted({*fresh} & {*unshared(train.first, scored.first)})
+        fresh = unshared(train.first, scored.first)
+    else:
+        known = set(train.text_hashes())
+        fresh = [row for row, text in enumerate(scored.text_hashes()) if text not in known]
     return dataclasses.replace(data, train=train, evaluation=scored.select(fresh))
 
 

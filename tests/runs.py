@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -71,6 +72,28 @@ def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "autoquant.cli", *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], patience: float = 500.0) -> None:
+    """Poll until it holds; fail with what the process said if it ends before, or after `patience` seconds."""
+    end = time.monotonic() + patience
+    while not condition():
+        assert process.poll() is None, f"it ended with {process.returncode}: {process.stderr.read()}"
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def refusal(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr of a command that ends with exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(list(arguments))
+    errors = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert errors.startswith("autoquant: ")
+    assert errors.endswith("\n")
+    assert errors.count("\n") == 1
+    return errors
 
 
 @dataclass(frozen=True)

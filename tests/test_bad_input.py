@@ -12,22 +12,9 @@ import pytest
 
 from autoquant import cli
 from autoquant.strategies import dnas
-from runs import MACHINE, log_of, search_arguments, stages_of
+from runs import MACHINE, log_of, refusal, search_arguments, stages_of
 
 Usage = namedtuple("Usage", "total used free")
-
-
-def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr of a command that ends with exit code 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        cli.main(arguments)
-    errors = capsys.readouterr().err
-    assert exit_.value.code == 2
-    assert errors.startswith("autoquant: ")
-    assert errors.endswith("\n")
-    assert errors.count("\n") == 1
-    return errors
 
 
 def assert_nothing_trained(run_dir: Path) -> None:
@@ -95,14 +82,14 @@ def test_settings(
     if chooses_data:  # without the data that `search_arguments` gives
         start = arguments.index("--task")
         arguments = [*arguments[:start], *arguments[start + 4 :]]
-    assert expected in failure(arguments, capsys)
+    assert expected in refusal(arguments, capsys)
     assert not run_dir.exists()
 
 
 def test_a_budget_below_the_smallest_says_what_fills_it(
     tiny_model_dir: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    message = failure(search_arguments(tiny_model_dir, tiny_data, tmp_path / "run", "--budget-ratio", 11), capsys)
+    message = refusal(search_arguments(tiny_model_dir, tiny_data, tmp_path / "run", "--budget-ratio", 11), capsys)
     assert "is below the smallest allocation, 0.01 MiB (header 0.01, rest 0.00, word_embedding 0.00" in message
     assert "raise --budget-mib" in message
     assert not (tmp_path / "run").exists()
@@ -144,7 +131,7 @@ def search_rows(folder: Path, content: bytes, model: Path, name: str = "train.ts
 def test_malformed_tables(
     content: str, expected: str, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert expected in failure(search_rows(tmp_path, content.encode(), tiny_model_dir), capsys)
+    assert expected in refusal(search_rows(tmp_path, content.encode(), tiny_model_dir), capsys)
     assert not (tmp_path / "run").exists()
 
 
@@ -161,7 +148,7 @@ def test_malformed_tables(
 def test_broken_files(
     name: str, content: bytes, expected: str, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert expected in failure(search_rows(tmp_path, content, tiny_model_dir, name), capsys)
+    assert expected in refusal(search_rows(tmp_path, content, tiny_model_dir, name), capsys)
     assert not (tmp_path / "run").exists()
 
 
@@ -174,7 +161,7 @@ def test_labels_that_do_not_fit_a_trained_head(
         options = ["--train-file", str(path), "--eval-file", str(path), "--budget-ratio", "6", "--max-length", "32"]
         arguments = ["search", "--model", str(tiny_classifier_dir), *options, *MACHINE, "--run-dir", str(tmp_path / "run")]
         outputs = 3 if name == "three classes" else 1
-        assert f"has a head of 2 outputs, the data has {outputs}" in failure(arguments, capsys)
+        assert f"has a head of 2 outputs, the data has {outputs}" in refusal(arguments, capsys)
         assert not (tmp_path / "run").exists()
 
 
@@ -225,13 +212,13 @@ def test_models(
     model = tmp_path / "model"
     shutil.copytree(tiny_model_dir, model)
     harm(model)
-    assert expected in failure(search_arguments(model, tiny_data, tmp_path / "run"), capsys)
+    assert expected in refusal(search_arguments(model, tiny_data, tmp_path / "run"), capsys)
     assert_nothing_trained(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["nowhere/at-all", "/no/such/folder", "bert-base-nonsense"])
 def test_a_model_that_is_nowhere(name: str, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = failure(search_arguments(Path(name), tiny_data, tmp_path / "run"), capsys)
+    message = refusal(search_arguments(Path(name), tiny_data, tmp_path / "run"), capsys)
     assert f"Model {name} is no directory here and could not be fetched" in message
     assert not (tmp_path / "run").exists()
 
@@ -249,7 +236,7 @@ def test_without_a_network_a_hub_model_fails_soon(
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
-    failure(search_arguments(Path("nobody/asked-before"), tiny_data, tmp_path / "run"), capsys)
+    refusal(search_arguments(Path("nobody/asked-before"), tiny_data, tmp_path / "run"), capsys)
     assert len(asked) == 1
     assert asked[0] <= 10
 
@@ -259,7 +246,7 @@ def test_finetune_refuses_a_trained_head(
 ) -> None:
     files = ["--task", "sst2", "--data-dir", str(tiny_data), "--max-length", "32"]
     arguments = ["finetune", "--model", str(tiny_classifier_dir), *files, *MACHINE, "--output", str(tmp_path / "run")]
-    assert "already has a trained head" in failure(arguments, capsys)
+    assert "already has a trained head" in refusal(arguments, capsys)
     assert not (tmp_path / "run").exists()
 
 
@@ -270,7 +257,7 @@ def test_a_file_where_the_run_should_go(
     tiny_model_dir: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    message = failure(search_arguments(tiny_model_dir, tiny_data, tmp_path / "file" / "run"), capsys)
+    message = refusal(search_arguments(tiny_model_dir, tiny_data, tmp_path / "file" / "run"), capsys)
     assert "choose another folder" in message
 
 
@@ -281,7 +268,7 @@ def test_an_unwritable_folder(
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "mkdir", refuse)  # the permissions of a folder do not stop root, who runs many a container
-    assert "is not writable" in failure(search_arguments(tiny_model_dir, tiny_data, tmp_path / "run"), capsys)
+    assert "is not writable" in refusal(search_arguments(tiny_model_dir, tiny_data, tmp_path / "run"), capsys)
     assert not (tmp_path / "run").exists()
 
 
@@ -289,7 +276,7 @@ def test_a_full_disk_is_seen_beforehand(
     tiny_model_dir: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**30, 2**30 - 1000, 1000))
-    assert "needs about 1 MiB" in failure(search_arguments(tiny_model_dir, tiny_data, tmp_path / "run"), capsys)
+    assert "needs about 1 MiB" in refusal(search_arguments(tiny_model_dir, tiny_data, tmp_path / "run"), capsys)
     assert not (tmp_path / "run").exists()
 
 
@@ -310,7 +297,7 @@ def test_a_disk_that_fills_up_later_leaves_a_resumable_run(
     arguments = search_arguments(tiny_classifier_dir, tiny_data, tmp_path / "run")
     for size, place in ((4_000, "teacher"), (80_000, "teacher"), (120_000, "checkpoint/search-dnas.pt")):
         with largest_file(size):
-            message = failure(arguments, capsys)
+            message = refusal(arguments, capsys)
         assert f"No space left to write {tmp_path / 'run' / place} " in message
         assert "goes on with --resume" in message
         arguments = [*search_arguments(tiny_classifier_dir, tiny_data, tmp_path / "run"), "--resume"]
@@ -325,11 +312,11 @@ def test_a_teacher_that_diverges(
     tiny_model_dir: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = search_arguments(tiny_model_dir, tiny_data, tmp_path / "run", "--teacher.learning-rate", "1e6")
-    message = failure(arguments, capsys)
+    message = refusal(arguments, capsys)
     assert "Teacher: the loss is nan at step" in message
     assert "Lower the learning rate" in message
     assert not (tmp_path / "run" / "teacher").exists()
-    assert failure([*arguments, "--resume"], capsys) == message
+    assert refusal([*arguments, "--resume"], capsys) == message
 
 
 def test_a_search_that_diverges_can_go_on(
@@ -343,7 +330,7 @@ def test_a_search_that_diverges_can_go_on(
     loss, calls = dnas.distillation_loss, iter(range(100))
     with monkeypatch.context() as patch:
         patch.setattr(dnas, "distillation_loss", lambda *a: loss(*a) * (float("nan") if next(calls) == 3 else 1.0))
-        message = failure([*arguments, "--checkpoint-seconds", "0"], capsys)
+        message = refusal([*arguments, "--checkpoint-seconds", "0"], capsys)
     assert len(log_of(tmp_path / "run")) == 3
     assert "Search: the loss is nan at step 3 of 8" in message
     assert "Lower the learning rate" in message
@@ -359,8 +346,8 @@ def test_evaluate_refuses_what_is_not_packed(
     tiny_model_dir: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = ["--task", "sst2", "--data-dir", str(tiny_data)]
-    assert "is no packed model" in failure(["evaluate", str(tmp_path), *files], capsys)
-    assert "is not that of a packed model" in failure(["evaluate", str(tiny_model_dir), *files], capsys)
+    assert "is no packed model" in refusal(["evaluate", str(tmp_path), *files], capsys)
+    assert "is not that of a packed model" in refusal(["evaluate", str(tiny_model_dir), *files], capsys)
 
 
 def test_apply_refuses_what_is_no_allocation(
@@ -370,9 +357,9 @@ def test_apply_refuses_what_is_no_allocation(
     run_dir = ["--run-dir", str(tmp_path / "run"), *MACHINE]
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "b.json").write_text("{")
-    assert "is no allocation" in failure(["apply", str(tmp_path / "a.json"), *files, *run_dir], capsys)
-    assert "is not JSON" in failure(["apply", str(tmp_path / "b.json"), *files, *run_dir], capsys)
-    assert "Cannot read" in failure(["apply", str(tmp_path / "c.json"), *files, *run_dir], capsys)
+    assert "is no allocation" in refusal(["apply", str(tmp_path / "a.json"), *files, *run_dir], capsys)
+    assert "is not JSON" in refusal(["apply", str(tmp_path / "b.json"), *files, *run_dir], capsys)
+    assert "Cannot read" in refusal(["apply", str(tmp_path / "c.json"), *files, *run_dir], capsys)
     assert not (tmp_path / "run").exists()
 
 
@@ -384,6 +371,6 @@ def test_a_broken_architecture_loss_is_one_line_and_resumable(
     loss, calls = dnas.distillation_loss, iter(range(100))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dnas, "distillation_loss", lambda *a: loss(*a) * (float("nan") if next(calls) >= 4 else 1.0))
-        assert "is nan at step" in failure([*arguments, "--checkpoint-seconds", "0"], capsys)
+        assert "is nan at step" in refusal([*arguments, "--checkpoint-seconds", "0"], capsys)
     cli.main([*arguments, "--resume"])
     assert (run_dir / "metrics.json").exists()

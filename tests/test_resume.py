@@ -4,7 +4,6 @@ import json
 import random
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from autoquant import cli
 from autoquant.refine import mrem
 from autoquant.strategies import dnas
-from runs import Reference, log_of, reference, reference_arguments, search, search_arguments, start
+from runs import Reference, log_of, reference, reference_arguments, refusal, search, search_arguments, start, wait_for
 
 __all__ = ["reference"]
 
@@ -33,15 +32,6 @@ def running(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate()
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Poll until it holds; fail with what the process said if it ends before."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert process.poll() is None, f"it ended with {process.returncode}: {process.stderr.read()}"
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 def steps_logged(run_dir: Path, stage: str) -> int:
@@ -102,18 +92,6 @@ def test_ctrl_c_is_one_line_and_resumable(reference: Reference, tmp_path: Path) 
 
 
 # What is refused
-
-
-def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line of an exit with code 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        cli.main(arguments)
-    errors = capsys.readouterr().err
-    assert exit_.value.code == 2
-    assert errors.startswith("autoquant: ")
-    assert errors.count("\n") == 1
-    return errors
 
 
 def test_ctrl_c_in_a_later_refiner_does_not_redo_the_earlier_one(reference: Reference, tmp_path: Path) -> None:

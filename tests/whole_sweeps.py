@@ -1,9 +1,6 @@
 """Whole sweeps on the tiny model: how they are asked for, and what to wait for."""
 
 import dataclasses
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,22 +58,3 @@ def trials_of(storage: str, name: str) -> list[optuna.trial.FrozenTrial]:
 
 def sqlite(run_dir: Path) -> str:
     return f"sqlite:///{run_dir / 'study.db'}"
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], patience: float = 500.0) -> None:
-    end = time.monotonic() + patience
-    while not condition():
-        assert process.poll() is None, f"it ended with {process.returncode}: {process.stderr.read()}"
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def refusal(arguments_: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        cli.main(arguments_)
-    errors = capsys.readouterr().err
-    assert exit_.value.code == 2
-    assert errors.startswith("autoquant: ")
-    assert errors.count("\n") == 1
-    return errors

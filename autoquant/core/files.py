@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from autoquant.core.cost import MIB
 from autoquant.core.errors import RunError
 
-MIB = 2**20
 TEMPORARY_SUFFIX = ".autoquant.tmp"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}

@@ -26,8 +26,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from autoquant.core.cost import MIB
 from autoquant.core.errors import CheckpointError, LockedError, RunError
-from autoquant.core.files import MIB, TEMPORARY_SUFFIX, atomic_file, atomic_write_text, disk_errors, free_bytes
+from autoquant.core.files import TEMPORARY_SUFFIX, atomic_file, atomic_write_text, disk_errors, free_bytes
 from autoquant.core.versions import versions
 
 CORRUPT = (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, ValueError, TypeError, AttributeError)

@@ -17,7 +17,7 @@ from autoquant.core.files import file_sha256
 from autoquant.core.run import RunDirectory
 from autoquant.tasks.load import load_glue
 from autoquant.tasks.metrics import METRICS
-from runs import MACHINE, Reference, log_of, metrics_of, reference, start, task
+from runs import MACHINE, Reference, log_of, metrics_of, reference, refusal, start, task
 
 __all__ = ["reference"]
 
@@ -195,17 +195,6 @@ def test_cells_kept_elsewhere_are_not_measured_again(finished: Path, reference: 
 
 
 # What is refused
-
-
-def refusal(arguments_: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        cli.main(arguments_)
-    errors = capsys.readouterr().err
-    assert exit_.value.code == 2
-    assert errors.startswith("autoquant: ")
-    assert errors.count("\n") == 1
-    return errors
 
 
 @pytest.mark.parametrize(

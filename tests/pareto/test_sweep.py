@@ -19,8 +19,8 @@ from autoquant.pareto.settings import make_plan, spread_budgets
 from autoquant.pareto.sweep import collect, sweep
 from autoquant.pareto.trials import claim, enqueue_missing
 from autoquant.shared import pivot_budget
-from runs import FEWEST, MACHINE, Reference, log_of, metrics_of, reference, task
-from whole_sweeps import CELLS, arguments, finished, refusal, settings_of, sqlite, trials_of
+from runs import FEWEST, MACHINE, Reference, log_of, metrics_of, reference, refusal, task
+from whole_sweeps import CELLS, arguments, finished, settings_of, sqlite, trials_of
 
 __all__ = ["finished", "reference"]
 

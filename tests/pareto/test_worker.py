@@ -13,8 +13,8 @@ from autoquant import cli
 from autoquant.pareto import trials
 from autoquant.pareto.results import Sweep
 from autoquant.pareto.trials import by_cell
-from runs import Reference, log_of, reference, start
-from whole_sweeps import CELLS, arguments, finished, refusal, sqlite, trials_of, wait_for
+from runs import Reference, log_of, reference, refusal, start, wait_for
+from whole_sweeps import CELLS, arguments, finished, sqlite, trials_of
 
 __all__ = ["finished", "reference"]
 
