@@ -76,7 +76,7 @@ def test_an_exported_file_joins(folder: Path, exported: dict[str, Any]) -> None:
     assert values["accuracy of model.onnx (onnx-int8)"] == 0.625
     assert len(values) == 2
     assert f"| model.onnx | 7 | `{file_sha256(folder / 'model.onnx')}` |" in text
-    assert 'InferenceSession("model.onnx")' in snippets(folder)["onnxruntime"]
+    assert 'InferenceSession("model.onnx", options)' in snippets(folder)["onnxruntime"]
     del exported["deployed"]["onnx-int8"]["metrics"]
     assert "| not measured |" in write_card(folder, exported).read_text("utf-8")
 

@@ -13,6 +13,7 @@ import numpy as np
 from autoquant.core.errors import ModelError
 from autoquant.core.files import atomic_write_bytes
 from autoquant.export.base import Runner
+from autoquant.export.onnx.session import open_session
 
 PACKAGES = ("onnx", "onnxruntime")
 
@@ -45,13 +46,8 @@ class OnnxExporter:
 
     def open(self, path: Path, threads: int = 0) -> Runner:
         self.check()
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # errors
         try:
-            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            session = open_session(path, threads)
         except Exception as error:  # its kinds are as many as its reasons
             reason = " ".join(str(error).split())[:200]
             raise ModelError(f"ONNX Runtime cannot load {path} ({reason}): export it again.") from error
