@@ -40,6 +40,12 @@ class Machine:
             raise RunError("--threads and --checkpoint-seconds must not be negative.")
         self.torch_device()
 
+    def emulates_bfloat16(self) -> bool:
+        """Whether bf16 is asked of a CPU without instructions for it: a product then takes some 40 times as long."""
+        if self.precision != "bf16" or self.torch_device().type != "cpu" or not torch.backends.mkldnn.is_available():
+            return False
+        return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
     def identity(self) -> dict[str, Any]:
         """What of it decides a run's numbers, and so must be the same when it is resumed."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "checkpoint_seconds"}

@@ -83,6 +83,8 @@ class Workspace:
         self.given_model = blueprint.source.path  # another where the teacher was made elsewhere, for several runs
         self._inner_seconds = 0.0  # of the stages within the one being timed
         machine.configure()
+        if machine.emulates_bfloat16():
+            progress.say("Note: this CPU has no bfloat16 instructions, so --precision bf16 is many times slower: leave it out.")
         data = blueprint.data
         if data.source is not None:
             run.record(data_source=data.source)

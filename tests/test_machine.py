@@ -24,3 +24,9 @@ def test_what_torch_keeps_for_the_process(monkeypatch: pytest.MonkeyPatch) -> No
         assert (torch.get_num_threads(), KERNELS.compile) == (1, True)  # 0 threads: as they are
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("precision", "has", "emulates"), [("bf16", False, True), ("bf16", True, False), ("fp32", False, False)])
+def test_bfloat16_without_instructions(precision: str, has: bool, emulates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has)
+    assert Machine(device="cpu", precision=precision).emulates_bfloat16() is emulates
