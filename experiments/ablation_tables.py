@@ -18,16 +18,17 @@ from autoquant.core.allocation import BitAllocation
 from autoquant.core.settings import Recipe, from_mapping
 
 RESULTS = Path(__file__).parent / "results" / "ablation"
-OTHER = "†"  # marks a value in another precision than its column's
-
+OTHER = "†"  # marks a value in another precision or under another teacher than its column's
 
 Cells = list[dict[str, Any]]
+Column = tuple[str, float, str, str]
+"""Task, ratio, precision, and the start of the teacher's hash."""
 
 
 def ablation_table(folder: Path = RESULTS) -> str:
     """Row x task and ratio: mean and range of the metric on held-out training rows, and the difference to `default`; range of
     bytes before repair; seconds."""
-    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    cells = read_cells(folder)
     if not cells:
         return "No cells yet: run `python experiments/ablation.py --data-dir glue`."
     _check_alike(cells)
@@ -45,7 +46,7 @@ def ablation_table(folder: Path = RESULTS) -> str:
 
 def annealed_table(folder: Path = RESULTS) -> str:
     """A change that was tried, on dev sets: task and ratio x the metric of `default` and of `annealed`."""
-    cells = [cell for cell in (json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))) if cell["scored"] == "dev"]
+    cells = [cell for cell in read_cells(folder) if cell["scored"] == "dev"]
     _check_alike(cells)
     lines = ["| dev set | full precision | default | annealed | annealed minus default |", "|---|---|---|---|---|"]
     for column in sorted(set(map(_column, cells))):
@@ -57,39 +58,45 @@ def annealed_table(folder: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
+def read_cells(folder: Path) -> Cells:
+    """Those in the folder, and those under other teachers in folders of their own."""
+    return [json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))]
+
+
 def _check_alike(cells: Cells) -> None:
-    """Raise SystemExit for cells of other teachers, data or recipes than those beside them."""
+    """Raise SystemExit for cells of other data or recipes than those beside them."""
     for cell in cells:
-        for key in ("teacher_sha256", "data_sha256"):
-            alike = [c for c in cells if (c["task"], c["scored"]) == (cell["task"], cell["scored"])]
-            if any(c[key] != cell[key] for c in alike):
-                raise SystemExit(f"The ablation's cells of {cell['task']} differ in {key}: measure the older ones again.")
+        alike = [c for c in cells if (c["task"], c["scored"]) == (cell["task"], cell["scored"])]
+        if any(c["data_sha256"] != cell["data_sha256"] for c in alike):
+            raise SystemExit(f"The ablation's cells of {cell['task']} differ in data: measure the older ones again.")
     for name in {cell["row"] for cell in cells} & set(ROWS):
         recipes = [from_mapping(Recipe, cell["recipe"], "cell") for cell in cells if cell["row"] == name]
         if any(recipe != recipes[0] for recipe in recipes):
             raise SystemExit(f"The ablation's cells of row {name} differ in recipe: measure the older ones again.")
 
 
-def _column(cell: dict[str, Any]) -> tuple[str, float, str]:
-    return cell["task"], cell["ratio"], cell.get("precision", "fp32")
+def _column(cell: dict[str, Any]) -> Column:
+    return cell["task"], cell["ratio"], cell.get("precision", "fp32"), cell["teacher_sha256"][:8]
 
 
-def main_columns(cells: Cells) -> list[tuple[str, float, str]]:
-    """Every task and ratio with the precision of most cells of `default`, or of most of all cells; SST-2 first."""
-    default, best = Counter(_column(c) for c in cells if c["row"] == "default"), dict[tuple[str, float], tuple[str, float, str]]()
+def main_columns(cells: Cells) -> list[Column]:
+    """Every task and ratio with the precision and teacher of most cells of `default`, or of most of all cells; SST-2 first."""
+    default, best = Counter(_column(c) for c in cells if c["row"] == "default"), dict[tuple[str, float], Column]()
     for column, _ in sorted(Counter(map(_column, cells)).items(), key=lambda item: (default[item[0]], item[1])):
         best[column[:2]] = column
     return sorted(best.values(), key=lambda column: (column[0] != "sst2", *column))
 
 
-def shown_cells(cells: Cells, name: str, column: tuple[str, float, str]) -> Cells:
-    """A row's cells of the column's precision, or of the other one where there are none; all of one precision."""
+def shown_cells(cells: Cells, name: str, column: Column) -> Cells:
+    """A row's cells of the column's precision and teacher, or where there are none of those that most of its cells have."""
     own = [cell for cell in cells if cell["row"] == name and _column(cell)[:2] == column[:2]]
-    return [cell for cell in own if _column(cell) == column] or own
+    kinds = Counter(map(_column, own))
+    best = column if column in kinds else max(kinds, key=lambda kind: kinds[kind], default=column)
+    return [cell for cell in own if _column(cell) == best]
 
 
-def _value(own: Cells, cells: Cells, column: tuple[str, float, str]) -> str:
-    """The metric, and its difference to `default` in the same precision: two columns."""
+def _value(own: Cells, cells: Cells, column: Column) -> str:
+    """The metric, and its difference to `default` in the same precision and under the same teacher: two columns."""
     if not own:
         return "missing |"
     default = [cell for cell in cells if cell["row"] == "default" and _column(cell) == _column(own[0])]
@@ -111,7 +118,11 @@ def _notes(measured: Cells) -> list[str]:
     counted = ", ".join(f"{device} {count}" for device, count in sorted(devices.items()))
     missing = [name for name in ROWS if name not in {cell["row"] for cell in measured}]
     notes = [f"Full precision: {', '.join(sorted(full))}. Seconds: medians on one busy CPU core. Cells by device: {counted}."]
-    notes += [f"{OTHER} Trained in the other precision (bf16 or float32 products), as is the `default` beside it."]
+    about = "in the other precision (bf16 or float32 products) or under another teacher, as is the `default` beside it"
+    notes += [f"{OTHER} Trained {about}."]
+    teachers = sorted(Counter(f"{c['task']} {c['teacher_sha256'][:8]}" for c in measured).items())
+    if len(teachers) > len({c["task"] for c in measured}):
+        notes.append(f"Cells by teacher: {', '.join(f'{name} {count}' for name, count in teachers)}.")
     notes += [f"No cells yet of the rows {', '.join(missing)}."] if missing else []
     twins = twin_differences(measured)
     if twins:
@@ -122,11 +133,12 @@ def _notes(measured: Cells) -> list[str]:
 def twin_differences(cells: Cells) -> list[float]:
     """bf16 minus float32, points, of every cell that is there in both."""
     metric = {(cell["row"], cell["seed"], *_column(cell)): 100 * cell["metrics"][cell["metric"]] for cell in cells}
-    return [metric[*key, "bf16"] - value for (*key, kind), value in metric.items() if kind == "fp32" and (*key, "bf16") in metric]
+    rounded = {key: (*key[:4], "bf16", key[5]) for key in metric if key[4] == "fp32"}
+    return [metric[twin] - metric[key] for key, twin in rounded.items() if twin in metric]
 
 
-def _column_name(column: tuple[str, float, str]) -> str:
-    task, ratio, precision = column
+def _column_name(column: Column) -> str:
+    task, ratio, precision, _ = column
     return f"{task} {ratio:g}x" + ("" if precision == "fp32" else f", {precision}")
 
 
