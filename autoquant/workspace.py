@@ -260,11 +260,11 @@ class Workspace:
 
     def problem(self, budget: SizeBudget, stage: str) -> Problem:
         """What a strategy may look at."""
-        recipe = self.blueprint.recipe
+        recipe, table = self.blueprint.recipe, self.blueprint.table(budget)
         return Problem(
-            self.blueprint.table(budget),
+            table,
             budget,
-            self.calibration.sensitivity,
+            self._lasting(self.calibration.sensitivity, table),
             lambda: self.make_supernet(budget),
             lambda: self.outputs.part(0, len(self.train)),
             lambda: self.outputs.part(len(self.train), len(self.train_all)),
@@ -283,7 +283,11 @@ class Workspace:
         few = texts.select(np.arange(min(len(texts), blueprint.recipe.search.measured_samples)))
         teacher, backbone, quantizer = self.teacher, blueprint.source.backbone, blueprint.quantizer
         how = problem.table, quantizer, known.scales, few, problem.context, problem.stage
-        return measured_scores(known.sensitivity, teacher, backbone, *how)
+        return self._lasting(measured_scores(known.sensitivity, teacher, backbone, *how), problem.table)
+
+    def _lasting(self, sensitivity: Sensitivity, table: ChoiceTable) -> Sensitivity:
+        search = self.blueprint.recipe.search
+        return sensitivity.after_recovery(table.widths, search.lasting_0, search.lasting_1)
 
     def search(self, strategy: str, budget: SizeBudget) -> SearchResult:
         """Run a strategy under the run's budget, or read the result of its finished stage."""

@@ -80,7 +80,7 @@ class Row:
         return from_mapping(Recipe, settings, "ablation")
 
 
-SEARCH, SOFT = "search", {"sensitivity_temperature": 4.0}
+SEARCH, SOFT, LASTING = "search", {"sensitivity_temperature": 4.0}, {"lasting_0": 2.0, "lasting_1": 2.5}
 ROWS: dict[str, Row] = {
     "default": Row("default"),
     "uniform": Row("uniform bits", strategy="uniform"),
@@ -103,6 +103,9 @@ ROWS: dict[str, Row] = {
     # nothing below 2 bits
     "floor": Row("2 bits at least", {"space": "floor"}),
     "search-floor": Row("2 bits at least, - search", {"space": "floor"}, strategy="fisher"),
+    # how much more of a loss at 0 and 1 bits stays after recovery
+    "lasting": Row("losses by 0 and 1 bits count 2 and 2.5 times", {SEARCH: LASTING}),
+    "search-lasting": Row("losses by 0 and 1 bits count 2 and 2.5 times, - search", {SEARCH: LASTING}, strategy="fisher"),
     # words that may have 0 bits
     "words": Row("words can be pruned", {"space": "pruned-words"}),
     "search-words": Row("words can be pruned, - search", {"space": "pruned-words"}, strategy="fisher"),

@@ -132,6 +132,11 @@ class SearchSettings:
     """Fisher scores of every token and row by itself, or of a sub-group's whole change (`strategies.sensitivity`)."""
     sensitivity_temperature: float = 1.0
     """At which the teacher's predictions are softened for them: above 1, texts of which it is certain count more."""
+    lasting_0: float = 1.0
+    """How much more of a loss by pruning stays after recovery than of one at 2 bits or more: sensitivities of 0 bits count so
+    many times."""
+    lasting_1: float = 1.0
+    """The same of 1 bit."""
     measured_samples: int = 256
     """measured: calibration texts on which every matrix is tried at every width."""
     hessian_slices: int = 10
@@ -167,6 +172,7 @@ class SearchSettings:
         _check(min(weights) >= 0, "penalty, penalty rate and the weights of size terms must not be negative.")
         _check(self.prior_strength >= 0, f"prior strength {self.prior_strength} must not be negative.")
         _check(self.sensitivity_temperature > 0, f"sensitivity temperature {self.sensitivity_temperature} must be above 0.")
+        _check(min(self.lasting_0, self.lasting_1) > 0, f"lasting {self.lasting_0} and {self.lasting_1} must be above 0.")
         _check(0 <= self.trust <= 1, f"trust {self.trust} must lie between 0 and 1.")
         _check(0 < self.size_tolerance < 1, f"size tolerance {self.size_tolerance} must lie between 0 and 1.")
         _check(self.unrolled >= 0, f"unrolled {self.unrolled} must not be negative.")

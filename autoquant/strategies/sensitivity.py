@@ -12,7 +12,7 @@ too: at a temperature above 1 its predictions are softened first, and every text
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,11 @@ class Sensitivity:
 
     choices: np.ndarray
     removals: np.ndarray
+
+    def after_recovery(self, widths: Sequence[int], lasting_0: float, lasting_1: float) -> Sensitivity:
+        """What stays of them, up to a common factor: recovery undoes less of a loss at 0 and 1 bits than of one at 2 or more."""
+        lasting = np.array([{0: lasting_0, 1: lasting_1}.get(width, 1.0) for width in widths])
+        return Sensitivity(self.choices * lasting, self.removals * lasting_0)
 
 
 def fisher_scores(
