@@ -1,5 +1,6 @@
 """What all methods share is made once, kept in the run directory, and the same when read again."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -91,6 +92,20 @@ def test_calibration_is_kept(open_workspace: Opener, monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(read.sensitivity.choices, made.sensitivity.choices)
     assert read.scales.keys() == made.scales.keys() == table.slices().keys()
     assert all(torch.equal(read.scales[name], scale) for name, scale in made.scales.items())
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_strategies_see_what_stays_after_recovery(measured: bool, open_workspace: Opener) -> None:
+    with open_workspace() as workspace:
+        table = workspace.blueprint.table(SizeBudget(20_000))
+    lasting = dataclasses.replace(RECIPE, search=dataclasses.replace(RECIPE.search, lasting_0=2.0, lasting_1=3.0))
+    found = []
+    for recipe in (RECIPE, lasting):
+        with open_workspace(recipe=recipe) as workspace:
+            problem = workspace.problem(SizeBudget(20_000), f"search-{len(found)}")
+            found.append(problem.measured(problem) if measured else problem.sensitivity)
+    wanted = found[0].choices * [{0: 2.0, 1: 3.0}.get(width, 1.0) for width in table.widths]
+    np.testing.assert_allclose(found[1].choices, wanted)
 
 
 def test_train_and_held_out_are_the_file(open_workspace: Opener, data: TaskData) -> None:

@@ -20,7 +20,7 @@ from autoquant.core.progress import SilentProgress
 from autoquant.core.subgroup import Matrix, Partition
 from autoquant.quantizers import Midrise
 from autoquant.strategies import sensitivity
-from autoquant.strategies.sensitivity import fisher_loss, fisher_scores, good_turing, quantisation_errors
+from autoquant.strategies.sensitivity import Sensitivity, fisher_loss, fisher_scores, good_turing, quantisation_errors
 from autoquant.training.batches import Encoded
 
 WIDTHS = (0, 2, 8)
@@ -190,6 +190,13 @@ def test_quantisation_errors_of_no_bits_are_the_weights() -> None:
     weight = torch.tensor([[0.3, -0.6]])
     errors = quantisation_errors(weight, torch.tensor([[0.5, 0.25]]), WIDTHS, QUANTIZER)
     torch.testing.assert_close(errors, torch.tensor([[[0.3, -0.6]], [[0.05, 0.15]], [[0.05, -0.1]]]))
+
+
+def test_what_stays_after_recovery_by_hand() -> None:
+    scores = Sensitivity(np.array([[8.0, 4.0, 2.0, 1.0]]), np.array([3.0]))
+    lasting = scores.after_recovery((0, 1, 2, 8), lasting_0=2.0, lasting_1=1.5)
+    assert lasting.choices.tolist() == [[16.0, 6.0, 2.0, 1.0]]
+    assert lasting.removals.tolist() == [6.0]
 
 
 def by_logits(logits: Tensor) -> Tensor:
