@@ -3,10 +3,10 @@
     python experiments/parallel.py cells.txt --workers 14 --seconds 500
     echo 'ablation.py --data-dir glue --rows default --ratios 25 --runs runs/{job}' > cells.txt
 
-Lines are started in order, each in a process forked from one that has imported everything already; `{job}` is its number, for
-run directories of its own. Its output goes to LOGS/<number>.log. After --seconds, whatever still runs is stopped: scripts here
-keep every finished cell, so the same file goes on from there. Times measured so are those of a crowded machine: compare metrics,
-not speed.
+`experiments/missing.py` writes such a file of everything that is missing. Lines are started in order, each in a process forked
+from one that has imported everything already; `{job}` is its number, for run directories of its own. Its output goes to
+LOGS/<number>.log. After --seconds, whatever still runs is stopped: scripts here keep every finished cell, so the same file goes
+on from there. Times measured so are those of a crowded machine: compare metrics, not speed.
 """
 
 from __future__ import annotations

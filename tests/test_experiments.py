@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from autoquant.core.files import file_sha256
 from comparisons import small_cell
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -180,6 +181,30 @@ def test_a_column_has_one_precision_and_one_teacher(monkeypatch: pytest.MonkeyPa
     cells.append(cell("hard", 0.890, teacher_sha256="b" * 64))
     assert tables._value(tables.shown_cells(cells, "hard", column), cells, column) == "89.00† | "
     assert tables.twin_differences(cells) == [pytest.approx(-0.5)]
+
+
+def test_what_is_missing_as_lines_for_parallel(
+    tiny_classifier_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows that share a search are one line; what is there under this teacher is in none."""
+    module("ablation", monkeypatch)
+    missing = module("missing", monkeypatch)
+    teacher = file_sha256(tiny_classifier_dir / "model.safetensors")
+    cell = {"row": "default", "ratio": 25.0, "seed": 0, "precision": "fp32", "scored": "train", "teacher_sha256": teacher}
+    (tmp_path / "ablation" / "teacher").mkdir(parents=True)
+    (tmp_path / "ablation" / "teacher" / "sst2-25x-default-seed0.json").write_text(json.dumps(cell))
+    options = ["--data-dir", "glue", "--tasks", "sst2", "--what", "ablation", "--ratios", "25", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["missing.py", *options, "--teacher", f"sst2={tiny_classifier_dir}"])
+    missing.main()
+    lines = capsys.readouterr().out.splitlines()
+    asked = [line.split("--rows ")[1].split(" --ratios")[0].split() for line in lines if line.endswith("'runs/{job}'")]
+    assert len(asked) == len(lines)
+    first = [names for names in asked if "recovery" in names]
+    assert first[0][:2] == ["annealed", "recovery"]
+    assert [names for names in asked if names[0] == "default"] == [["default"], ["default"]]  # seeds 1 and 2
+    monkeypatch.setattr(sys, "argv", ["missing.py", *options])
+    with pytest.raises(SystemExit, match="No teacher for sst2"):
+        missing.main()
 
 
 def test_every_table_has_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
