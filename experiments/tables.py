@@ -15,6 +15,7 @@ from ablation_tables import ablation_table, annealed_table
 from compare_plot import plot_compare
 from compare_tables import linears_table, methods_table, recipes_table, whole_table
 from deployment_tables import deployment_table
+from lasting import lasting_table
 from mrem_tables import mrem_settings_table, mrem_table, plot_mrem
 from paper_tables import known_cells
 from paper_tables import tables as paper_tables
@@ -43,6 +44,7 @@ def tables() -> dict[str, str]:
         "peers-whole": whole_table(),
         "ablation": ablation_table(),
         "annealed": annealed_table(),
+        "lasting": lasting_table(),
         "deployment": deployment_table(),
         "mrem": mrem_table(),
         "mrem-settings": mrem_settings_table(),

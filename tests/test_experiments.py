@@ -183,6 +183,20 @@ def test_a_column_has_one_precision_and_one_teacher(monkeypatch: pytest.MonkeyPa
     assert tables.twin_differences(cells) == [pytest.approx(-0.5)]
 
 
+def test_what_stays_of_a_loss(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """A case that is there is not measured again; what 8 bits everywhere lose is subtracted."""
+    cases = ["8 bits everywhere", "encoder at 1 bit"]
+    options = ["--data-dir", tiny_data, "--teacher", tiny_classifier_dir, "--train-rows", 200, "--steps", 2]
+    options += ["--runs", tmp_path / "runs", "--results", tmp_path / "results", "--cases", *cases]
+    script("lasting", *options)
+    files = sorted((tmp_path / "results").glob("*.json"))
+    for file, case, before, after in zip(files, cases, (0.25, 0.75), (0.125, 0.25), strict=True):
+        cell = json.loads(file.read_text())
+        assert cell["case"] == case
+        file.write_text(json.dumps({**cell, "before": before, "after": after}))
+    assert "| sst2, encoder at 1 bit | 0.500 | 0.125 | 25% |" in script("lasting", *options)
+
+
 def test_what_is_missing_as_lines_for_parallel(
     tiny_classifier_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
