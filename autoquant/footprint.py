@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from autoquant.export.onnx.session import open_session
-
 TOKENS = 32
 
 
@@ -30,7 +28,7 @@ def peak_mib() -> float:
 
 def load_onnx(path: str, threads: int) -> None:
     """Load a session and run one text of 32 tokens."""
-    import onnxruntime  # noqa: F401 - before the memory is looked at
+    from autoquant.export.onnx.session import open_session
 
     before, start = peak_mib(), time.perf_counter()
     session = open_session(path, threads)

@@ -41,7 +41,7 @@ class Machine:
         self.torch_device()
 
     def emulates_bfloat16(self) -> bool:
-        """Whether bf16 is asked of a CPU without instructions for it: a product then takes some 40 times as long."""
+        """Whether bf16 is asked of a CPU without instructions for it: products then take many times as long."""
         if self.precision != "bf16" or self.torch_device().type != "cpu" or not torch.backends.mkldnn.is_available():
             return False
         return not torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -8,8 +8,8 @@ Scored on training rows that no cell has trained on, so that choosing among cell
 those of the next 10,000 by hash after the 5,000 that share no three words in a row with these, since its training rows are
 phrases cut out of the same sentences. `--score dev` is for what choosing led to. A given `--teacher` must not have
 trained on them either: what was made from the 5,000 by this script or `autoquant finetune` has not. Each cell writes
-`results/ablation/<cell>.json`, with its answers to every row; cells that are there are skipped. `python experiments/tables.py`
-makes the table.
+`results/ablation/<start of the teacher's hash>/<cell>.json`, with its answers to every row; cells that are there are skipped.
+`python experiments/tables.py` makes the table.
 """
 
 from __future__ import annotations
@@ -192,6 +192,7 @@ class Options:
     teacher: Path | None = None
     """A fine-tuned teacher; without it one is trained in `runs`/<task>-teacher, or taken from there."""
     results: Path = RESULTS
+    """Cells of every teacher lie in a folder of their own there, named after its hash."""
 
 
 def main() -> None:
@@ -201,6 +202,7 @@ def main() -> None:
         raise SystemExit(f"No row '{unknown[0]}'; known are {', '.join(ROWS)} and rank.")
     data = task_data(options)
     teacher = options.teacher or train_teacher(options, data)
+    options = dataclasses.replace(options, results=options.results / file_sha256(teacher / "model.safetensors")[:8])
     for seed, ratio, name in itertools.product(options.seeds, options.ratios, options.rows):
         if name == "rank":
             rank(options, data, teacher, ratio, seed)

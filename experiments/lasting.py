@@ -19,12 +19,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from torch.nn import functional
 
 from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import choice_table
-from autoquant.core.files import atomic_write_text
+from autoquant.core.files import atomic_write_text, file_sha256
 from autoquant.core.progress import TerminalProgress
 from autoquant.core.run import RunDirectory
 from autoquant.core.settings import load_preset
@@ -34,7 +33,7 @@ from autoquant.refine import REFINERS, RefineProblem
 from autoquant.strategies.uniform import nearest_columns
 from autoquant.supernet.build import Supernet
 from autoquant.tasks.load import load_glue
-from autoquant.training.distillation import TeacherOutputs
+from autoquant.training.distillation import TeacherOutputs, divergence
 from autoquant.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results" / "lasting"
@@ -91,7 +90,9 @@ def main() -> None:
         data = dataclasses.replace(data, train=data.train.subsample(options.train_rows))
         blueprint = Blueprint.draw(str(options.teacher), data, load_preset("default"), options.max_length, trim_positions=False)
         machine = Machine(threads=options.threads, precision=options.precision)
-        with RunDirectory.open(options.runs / options.task, dataclasses.asdict(options) | {"cases": ()}, resume=True) as run:
+        settings = {"data": data.train.sha256(), "teacher": file_sha256(options.teacher / "model.safetensors")}
+        settings |= {name: getattr(options, name) for name in ("steps", "max_length", "seed", "threads", "precision")}
+        with RunDirectory.open(options.runs / options.task, settings, resume=True) as run:
             workspace = Workspace(blueprint, run, TerminalProgress(), machine, options.seed)
             for name in todo:
                 measure(options, workspace, name)
@@ -108,7 +109,7 @@ def measure(options: Options, workspace: Workspace, name: str) -> None:
     unseen = workspace.outputs.part(seen, len(workspace.train_all))
     supernet, stage = workspace.frozen_supernet(allocation(workspace, CASES[name])), f"lasting-{name.replace(' ', '-')}"
     settings = dataclasses.replace(recipe.recovery, steps=options.steps)
-    before = divergence(supernet, unseen)
+    before = loss(supernet, unseen)
     problem = RefineProblem(
         supernet,
         workspace.teacher,
@@ -125,7 +126,7 @@ def measure(options: Options, workspace: Workspace, name: str) -> None:
         "task": options.task,
         "case": name,
         "before": before,
-        "after": divergence(supernet, unseen),
+        "after": loss(supernet, unseen),
         "steps": options.steps,
         "seed": options.seed,
         "seconds": workspace.run.seconds()[stage],
@@ -146,15 +147,15 @@ def allocation(workspace: Workspace, case: Case) -> BitAllocation:
 
 
 @torch.no_grad()
-def divergence(supernet: Supernet, outputs: TeacherOutputs) -> float:
-    """Mean KL divergence of the predictions from the teacher's, nats."""
+def loss(supernet: Supernet, outputs: TeacherOutputs) -> float:
+    """Mean divergence of the predictions from the teacher's, nats a text."""
     supernet.eval()
     total = 0.0
     for indices in outputs.data.by_length(32):
         batch = outputs.data.collate(indices, outputs.device)
         batch.pop("labels")
         found, wanted = supernet(**batch).logits.float(), outputs.batch(indices).logits
-        total += functional.kl_div(found.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="sum").item()
+        total += divergence(wanted, found)
     return total / len(outputs.data)
 
 

@@ -4,8 +4,8 @@
     python experiments/parallel.py cells.txt --workers 14
 
 One line a process: a method and seed of the comparison (both sizes), or the rows of the ablation that share a search at a ratio
-and seed. Cells of other teachers count as missing, so a task whose teacher is no longer there is measured anew as a whole: give
-it a results folder of its own.
+and seed. Cells of other teachers count as missing. The comparison has one teacher a task: where that one is no longer there, the
+task is measured anew as a whole, so move its cells away first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import tyro
 import compare
 from autoquant.core.files import file_sha256
 
-SEEDS = dict.fromkeys(("default", "uniform", "equal-compute", "search"), (0, 1, 2))
+SEEDS = dict.fromkeys(("default", "uniform", "equal-compute", "search"), compare.MANY_SEEDS)
 """Rows of the ablation with more than one seed: the reference, and the ones closest to it."""
 
 
@@ -79,8 +79,8 @@ def rows(options: Options, task: str, teacher: str) -> list[str]:
     folder, lines = options.results / ablation.RESULTS.name, []
     there = {
         (cell["row"], cell["ratio"], cell["seed"])
-        for cell in read(folder, task)
-        if (cell["teacher_sha256"], cell["precision"], cell["scored"]) == (hash_of(teacher), options.precision, "train")
+        for cell in read(folder / hash_of(teacher)[:8], task)
+        if (cell["precision"], cell["scored"]) == (options.precision, "train")
     }
     for seed in compare.MANY_SEEDS:
         for ratio in options.ratios:
@@ -101,7 +101,7 @@ def together() -> Iterator[list[str]]:
 
 
 def read(folder: Path, task: str) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text("utf-8")) for path in sorted(folder.rglob(f"{task}-*.json"))]
+    return [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob(f"{task}-*.json"))]
 
 
 @cache

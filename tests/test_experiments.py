@@ -107,6 +107,7 @@ def test_ablation(tiny_classifier_dir: Path, tmp_path: Path) -> None:
     script("ablation", *options)
     (file,) = (tmp_path / "results").rglob("*.json")
     cell = json.loads(file.read_text())
+    assert file.parent == tmp_path / "results" / cell["teacher_sha256"][:8]
     assert 0 <= cell["metrics"]["accuracy"] <= 1
     assert cell["recipe"]["recovery"]["steps"] == 0
     assert '"stage": "retrain' not in next((tmp_path / "runs").rglob("default/metrics.jsonl")).read_text()  # of the shared run
@@ -204,9 +205,10 @@ def test_what_is_missing_as_lines_for_parallel(
     module("ablation", monkeypatch)
     missing = module("missing", monkeypatch)
     teacher = file_sha256(tiny_classifier_dir / "model.safetensors")
-    cell = {"row": "default", "ratio": 25.0, "seed": 0, "precision": "fp32", "scored": "train", "teacher_sha256": teacher}
-    (tmp_path / "ablation" / "teacher").mkdir(parents=True)
-    (tmp_path / "ablation" / "teacher" / "sst2-25x-default-seed0.json").write_text(json.dumps(cell))
+    cell = {"row": "default", "ratio": 25.0, "seed": 0, "precision": "fp32", "scored": "train"}
+    for number, folder in enumerate((teacher[:8], "another")):
+        (tmp_path / "ablation" / folder).mkdir(parents=True)
+        (tmp_path / "ablation" / folder / "sst2-25x-default.json").write_text(json.dumps({**cell, "seed": number}))
     options = ["--data-dir", "glue", "--tasks", "sst2", "--what", "ablation", "--ratios", "25", "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["missing.py", *options, "--teacher", f"sst2={tiny_classifier_dir}"])
     missing.main()

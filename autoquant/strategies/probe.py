@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from autoquant.backbones import Backbone
 from autoquant.backbones.remove import constant_input
@@ -24,6 +23,7 @@ from autoquant.core.subgroup import Partition
 from autoquant.quantizers import Quantizer
 from autoquant.strategies.sensitivity import Sensitivity, quantisation_errors
 from autoquant.training.batches import Encoded
+from autoquant.training.distillation import divergence
 from autoquant.training.loop import Context, run_steps
 
 WIDEST = 4  # bits; above, the loss drowns in rounding, and scores are scaled as those of the widest below
@@ -173,7 +173,7 @@ class Probe:
         total = 0.0
         for number, batch in enumerate(self.batches):
             with self._from_first(number):
-                total += _divergence(self.logits[number], self.model(**batch).logits.float())
+                total += divergence(self.logits[number], self.model(**batch).logits.float())
         self.last = total / self.texts
         return self.last
 
@@ -191,11 +191,3 @@ class Probe:
         finally:
             self.model.set_submodule(self.backbone.layers, self.layers)
             handle.remove()
-
-
-def _divergence(before: Tensor, after: Tensor) -> float:
-    """KL of predictions, summed over a batch; of regression (one output, unit Gaussian) half the squared difference."""
-    if before.shape[-1] == 1:
-        return (before - after).square().sum().item() / 2
-    p, q = before.log_softmax(-1), after.log_softmax(-1)
-    return functional.kl_div(q, p, log_target=True, reduction="sum").item()

@@ -103,6 +103,15 @@ def logit_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return -(functional.softmax(teacher, dim=-1) * functional.log_softmax(student, dim=-1)).sum(dim=-1).mean()
 
 
+def divergence(teacher: Tensor, student: Tensor) -> float:
+    """KL of predictions by logits, nats summed over a batch; of regression (one output, unit Gaussian) half the squared
+    difference."""
+    if teacher.shape[-1] == 1:
+        return (teacher - student).square().sum().item() / 2
+    p, q = teacher.log_softmax(-1), student.log_softmax(-1)
+    return functional.kl_div(q, p, log_target=True, reduction="sum").item()
+
+
 def hidden_loss(student: tuple[Tensor, ...], teacher: Tensor, mask: Tensor) -> Tensor:
     """Squared error over real tokens, averaged over tokens and width, summed over embeddings and layers."""
     weight = mask[:, :, None].to(teacher.dtype)

@@ -13,7 +13,6 @@ import numpy as np
 from autoquant.core.errors import ModelError
 from autoquant.core.files import atomic_write_bytes
 from autoquant.export.base import Runner
-from autoquant.export.onnx.session import open_session
 
 PACKAGES = ("onnx", "onnxruntime")
 
@@ -46,6 +45,8 @@ class OnnxExporter:
 
     def open(self, path: Path, threads: int = 0) -> Runner:
         self.check()
+        from autoquant.export.onnx.session import open_session
+
         try:
             session = open_session(path, threads)
         except Exception as error:  # its kinds are as many as its reasons
