@@ -45,12 +45,13 @@ def _estimate_teacher(blueprint: Blueprint) -> list[tuple[str, float]]:
 
 def _estimate_recovery(method: str, blueprint: Blueprint) -> list[tuple[str, float]]:
     """Title and seconds of a method's training and reconstruction."""
-    settings, (_, step) = blueprint.recipe.recovery, _seconds(blueprint)
+    settings, (forward, step) = blueprint.recipe.recovery, _seconds(blueprint)
+    training = step + settings.batch_size * forward * (settings.exchange > 0)  # the teacher reads what was exchanged
     # a step of reconstruction runs the layers before its module forwards, and its own module both ways
     modules = 0.6 * settings.mrem_modules
     linear = sum(p.matrix.layer is not None for p in blueprint.byte_model.partitions)
     share = {"mrem-s": modules, "mrem-p": modules / 2, "layer-wise": 0.08 * linear}[settings.reconstruction]
-    stages = [(f"Recover {method}", step * settings.steps), ("Reconstruct", share * step * settings.mrem_steps)]
+    stages = [(f"Recover {method}", training * settings.steps), ("Reconstruct", share * step * settings.mrem_steps)]
     return [stage for stage in stages if stage[1]]
 
 

@@ -196,6 +196,8 @@ class RecoverySettings:
     """Of the quantisation scales; 0 keeps those it starts from."""
     noise: float = 0.1
     """quant-noise: share of the blocks that a step quantises."""
+    exchange: float = 0.0
+    """Share of the words that a step of the training exchanges for near ones, for the teacher to read anew (labels stay)."""
     mrem_steps: int = 50
     """Reconstruction steps per module (MREM), or per linear layer (layer-wise), after the training."""
     reconstruction: Literal["mrem-s", "mrem-p", "layer-wise"] = "mrem-s"
@@ -221,6 +223,7 @@ class RecoverySettings:
         least = min(self.batch_size, self.mrem_modules, self.mrem_samples, self.parallel_fill)
         _check(least > 0, "Recovery batch size, modules, samples and parallel fill must be at least 1.")
         _check(0 < self.noise <= 1, f"noise {self.noise} must be above 0 and at most 1.")
+        _check(0 <= self.exchange <= 1, f"exchange {self.exchange} must lie between 0 and 1.")
         _check(0 <= self.activation_drop < 1, f"activation drop {self.activation_drop} must be at least 0 and below 1.")
         queue, fill = self.parallel_queue, self.parallel_fill
         _check(queue >= fill, f"A parallel queue of {queue} batches never holds the {fill} that it must: raise it.")

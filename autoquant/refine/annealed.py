@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from autoquant.core.settings import DistillationSettings
 from autoquant.refine.base import RefineProblem
-from autoquant.refine.train import everything, terms_loss, train
+from autoquant.refine.train import everything, learn
 
 HANDED_OVER = 0.25  # share of the steps after which labels alone count
 
@@ -27,4 +27,4 @@ class Annealed:
     """All weights and scales learn, at first from the terms that the recipe's `distillation` weighs, at last from labels."""
 
     def refine(self, problem: RefineProblem) -> None:
-        train(problem, terms_loss(problem, problem.distillation, annealed), everything(problem))
+        learn(problem, problem.distillation, everything(problem), annealed)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from autoquant.core.settings import DistillationSettings
 from autoquant.refine.base import RefineProblem
-from autoquant.refine.train import everything, terms_loss, train
+from autoquant.refine.train import everything, learn
 
 LABELS = DistillationSettings(logits=0.0, hidden=0.0, cross_entropy=1.0)
 
@@ -16,4 +16,4 @@ class Finetune:
     """All weights and scales learn, by cross-entropy to the labels (squared error for regression); there is no teacher."""
 
     def refine(self, problem: RefineProblem) -> None:
-        train(problem, terms_loss(problem, LABELS), everything(problem))
+        learn(problem, LABELS, everything(problem))

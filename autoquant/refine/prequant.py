@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from autoquant.refine.base import RefineProblem
-from autoquant.refine.train import terms_loss, train
+from autoquant.refine.train import learn
 from autoquant.refine.weights import replaced_weights
 
 SHARE = 0.005  # of a matrix's weights
@@ -42,4 +42,4 @@ class PreQuant:
         # without weight decay, which would move all of them
         group = {"params": list(weights.values()), "lr": problem.settings.learning_rate, "weight_decay": 0.0}
         with replaced_weights(problem.supernet, tuned):
-            train(problem, terms_loss(problem, problem.distillation), [group])
+            learn(problem, problem.distillation, [group])

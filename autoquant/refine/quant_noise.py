@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autoquant.refine.base import RefineProblem
-from autoquant.refine.train import everything, terms_loss, train
+from autoquant.refine.train import everything, learn
 from autoquant.refine.weights import replaced_weights
 from autoquant.supernet.coded import CodedWeight
 
@@ -46,7 +46,7 @@ class QuantNoise:
             return quantised_in_part(quantised, latent, problem.settings.noise, blocks[name])
 
         with replaced_weights(problem.supernet, noisy):
-            train(problem, terms_loss(problem, problem.distillation), everything(problem))
+            learn(problem, problem.distillation, everything(problem))
         for mixed in matrices.values():
             if isinstance(mixed, CodedWeight):
                 mixed.measure_again()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autoquant.refine.base import RefineProblem
-from autoquant.refine.train import everything, terms_loss, train
+from autoquant.refine.train import everything, learn
 
 
 @dataclass(frozen=True)
@@ -13,4 +13,4 @@ class Retrain:
     """All weights and scales learn, from the terms that the recipe's `distillation` weighs."""
 
     def refine(self, problem: RefineProblem) -> None:
-        train(problem, terms_loss(problem, problem.distillation), everything(problem))
+        learn(problem, problem.distillation, everything(problem))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,8 +56,7 @@ class Lesson:
 def calibration_texts(data: Encoded, samples: int, seed: int) -> Encoded:
     """At most `samples` texts drawn by the seed, without their labels."""
     rows = np.random.default_rng((seed, 4)).permutation(len(data))[:samples]
-    chosen = data.select(np.sort(rows))
-    return Encoded(chosen.ids, chosen.types, np.zeros(len(rows), dtype=np.int64), chosen.pad_id)
+    return dataclasses.replace(data.select(np.sort(rows)), labels=np.zeros(len(rows), dtype=np.int64))
 
 
 @torch.no_grad()

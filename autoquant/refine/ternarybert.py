@@ -13,14 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from autoquant.core.errors import RunError
 from autoquant.core.settings import DistillationSettings
 from autoquant.refine.base import RefineProblem
-from autoquant.refine.train import everything, train
+from autoquant.refine.train import Taught, everything, train
 from autoquant.training.distillation import distillation_loss
 
 STATES_AND_LOGITS = DistillationSettings(logits=1.0, hidden=1.0, cross_entropy=0.0)
@@ -72,18 +71,17 @@ class TernaryBert:
         supernet, config = problem.supernet, problem.teacher.config
         heads: Any = config.num_attention_heads  # type: ignore[union-attr]
         queries, keys = (projections(problem, supernet.model, kind) for kind in ("query", "key"))
-        taught = [projections(problem, problem.teacher, kind) for kind in ("query", "key")]
-        if any(_width(ours) != _width(theirs) for ours, theirs in zip(queries, taught[0], strict=True)):
+        theirs = [projections(problem, problem.teacher, kind) for kind in ("query", "key")]
+        if any(_width(ours) != _width(whole) for ours, whole in zip(queries, theirs[0], strict=True)):
             raise RunError("TernaryBERT's distillation needs every head in place: choose --recovery.training retrain.")
-        outputs = problem.outputs()
         with kept_outputs([*queries, *keys]) as seen:
 
-            def loss(batch: dict[str, Tensor], indices: np.ndarray, _: float) -> Tensor:
-                target = outputs.batch(indices)
+            def loss(batch: dict[str, Tensor], taught: Taught, _: float) -> Tensor:
+                target = taught()
                 value = distillation_loss(supernet, batch, target, STATES_AND_LOGITS)
                 student = [attention_scores(q, k, heads) for q, k in zip(seen[: len(queries)], seen[len(queries) :], strict=True)]
                 with torch.no_grad():  # a layer's input is the hidden state before it
-                    pairs = zip(target.hidden[:-1], *taught, strict=True)
+                    pairs = zip(target.hidden[:-1], *theirs, strict=True)
                     teacher = [attention_scores(query(hidden), key(hidden), heads) for hidden, query, key in pairs]
                 return value + attention_loss(student, teacher, batch["attention_mask"])
 

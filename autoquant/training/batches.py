@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ class Encoded:
     types: tuple[np.ndarray, ...] | None
     labels: np.ndarray
     pad_id: int
+    special_ids: tuple[int, ...] = ()
+    """Tokens that are no text: padding, separators, the unknown."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -30,12 +33,13 @@ class Encoded:
     def select(self, rows: np.ndarray) -> Encoded:
         """The samples at `rows`, in that order."""
         types = None if self.types is None else tuple(self.types[i] for i in rows)
-        return Encoded(tuple(self.ids[i] for i in rows), types, self.labels[rows], self.pad_id)
+        return dataclasses.replace(self, ids=tuple(self.ids[i] for i in rows), types=types, labels=self.labels[rows])
 
     def joined(self, other: Encoded) -> Encoded:
         """These samples followed by `other`'s."""
         types = None if self.types is None or other.types is None else self.types + other.types
-        return Encoded(self.ids + other.ids, types, np.concatenate([self.labels, other.labels]), self.pad_id)
+        labels = np.concatenate([self.labels, other.labels])
+        return dataclasses.replace(self, ids=self.ids + other.ids, types=types, labels=labels)
 
     def collate(self, indices: Sequence[int] | np.ndarray, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """`input_ids`, `token_type_ids` (if there are any), `attention_mask` [batch, longest] and `labels` [batch]."""
@@ -75,6 +79,7 @@ def encode(tokenizer: Any, data: TextData, max_length: int) -> Encoded:
         None if types is None else tuple(np.asarray(row, dtype=np.int64) for row in types),
         data.labels,
         int(tokenizer.pad_token_id),
+        tuple(sorted(tokenizer.all_special_ids)),
     )
 
 

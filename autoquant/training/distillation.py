@@ -27,6 +27,17 @@ class TeacherBatch:
     hidden: Tensor
 
 
+@torch.no_grad()
+def teach(teacher: nn.Module, batch: dict[str, Tensor]) -> TeacherBatch:
+    """The outputs of a forward pass; labels in the batch are not looked at."""
+    out = teacher(**_inputs(batch), output_hidden_states=True)
+    return TeacherBatch(out.logits.float(), torch.stack(out.hidden_states).float())
+
+
+def _inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
 class TeacherOutputs:
     """The teacher's outputs on one data set, computed once up front where they fit in memory, else batch by batch.
 
@@ -57,12 +68,8 @@ class TeacherOutputs:
                 bar.advance()
         self._hidden, self._logits = hidden, torch.stack(logits)
 
-    @torch.no_grad()
     def _compute(self, indices: np.ndarray) -> TeacherBatch:
-        batch = self.data.collate(indices, self.device)
-        batch.pop("labels")
-        out = self.teacher(**batch, output_hidden_states=True)
-        return TeacherBatch(out.logits.float(), torch.stack(out.hidden_states).float())
+        return teach(self.teacher, self.data.collate(indices, self.device))
 
     def part(self, start: int, stop: int) -> TeacherOutputs:
         """The same outputs for the samples from `start` to `stop`, which keep nothing twice."""
@@ -125,8 +132,7 @@ def distillation_loss(
     student: nn.Module, batch: dict[str, Tensor], teacher: TeacherBatch | None, weights: DistillationSettings
 ) -> Tensor:
     """The weighted sum of the terms that `weights` asks for; `teacher` may be None if only labels count."""
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    out = student(**inputs, output_hidden_states=weights.hidden > 0)
+    out = student(**_inputs(batch), output_hidden_states=weights.hidden > 0)
     loss = torch.zeros((), device=out.logits.device)
     if weights.cross_entropy:
         loss = loss + weights.cross_entropy * label_loss(out.logits.float(), batch["labels"])

@@ -80,7 +80,7 @@ def bench(tiny_classifier: BertForSequenceClassification, tiny_classifier_dir: P
     data = encode(BertTokenizerFast.from_pretrained(tiny_classifier_dir), load_glue("sst2", tiny_data).train, 32)
     cut = [12 - index % 5 for index in range(len(data))]  # texts of different lengths
     ids, types = (tuple(a[:n] for a, n in zip(arrays, cut, strict=True)) for arrays in (data.ids, data.types))
-    data = Encoded(ids, types, data.labels, data.pad_id)
+    data = dataclasses.replace(data, ids=ids, types=types)
     shapes: Any = {name: tuple(tensor.shape) for name, tensor in teacher.state_dict().items()}
     matrices = BACKBONES["bert"].matrices(teacher.config, shapes)
     partitions = load_space("default").partition(matrices, 4, data.token_counts(200))

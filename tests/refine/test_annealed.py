@@ -1,5 +1,6 @@
 """The terms by hand: the teacher's give way to the labels; and no teacher is asked once they have."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,9 @@ def test_first_and_last_loss(bench: Any, monkeypatch: pytest.MonkeyPatch) -> Non
         problem = bench.problem("annealed", bench.supernet(), context)
         loss, outputs = terms_loss(problem, problem.distillation, annealed), problem.outputs()
     indices = np.arange(6)
-    batch = problem.data.collate(indices)
+    batch, taught = problem.data.collate(indices), functools.partial(outputs.batch, indices)
     plain = distillation_loss(problem.supernet, batch, outputs.batch(indices), problem.distillation)
-    torch.testing.assert_close(loss(batch, indices, 0.0), plain)
+    torch.testing.assert_close(loss(batch, taught, 0.0), plain)
     monkeypatch.delattr(TeacherOutputs, "batch")  # nobody asks any more
     logits = problem.supernet(**{name: value for name, value in batch.items() if name != "labels"}).logits
-    torch.testing.assert_close(loss(batch, indices, 1.0), label_loss(logits, batch["labels"]))
+    torch.testing.assert_close(loss(batch, taught, 1.0), label_loss(logits, batch["labels"]))

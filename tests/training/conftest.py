@@ -1,5 +1,6 @@
 """Tokenised texts of the tiny task, and contexts whose run directories can be opened again."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ def encoded(tiny_classifier_dir: Path, tiny_data: Path) -> Encoded:
     data = encode(AutoTokenizer.from_pretrained(tiny_classifier_dir), load_glue("sst2", tiny_data).train, 32)
     cut = [12 - index % 5 for index in range(len(data))]
     ids, types = (tuple(a[:n] for a, n in zip(arrays, cut, strict=True)) for arrays in (data.ids, data.types))
-    return Encoded(ids, types, data.labels, data.pad_id)
+    return dataclasses.replace(data, ids=ids, types=types)
 
 
 @pytest.fixture(scope="session")
