@@ -49,7 +49,7 @@ from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import load_glue
 from autoquant.tasks.metrics import answers, score
 from autoquant.training.batches import Encoded, encode
-from autoquant.training.distillation import distillation_loss
+from autoquant.training.distillation import distillation_loss, divergence
 from autoquant.training.evaluate import predict_logits
 from autoquant.workspace import Workspace
 
@@ -81,6 +81,7 @@ class Row:
 
 
 SEARCH, SOFT, LASTING = "search", {"sensitivity_temperature": 4.0}, {"lasting_0": 2.0, "lasting_1": 2.5}
+EXCHANGED, LONG_EXCHANGED = {"recovery": {"exchange": 0.3}}, {"recovery": {"exchange": 0.3, "steps": 800}}
 ROWS: dict[str, Row] = {
     "default": Row("default"),
     "uniform": Row("uniform bits", strategy="uniform"),
@@ -165,6 +166,15 @@ ROWS: dict[str, Row] = {
     ),
     "long-recovery": Row("as many more steps of recovery as the search has", search_too=True, searched_by="default"),
     "high-rate": Row("recovery rate 5e-4", {"recovery": {"learning_rate": 5e-4}}, searched_by="default"),
+    # more texts
+    "exchange": Row("recovery on exchanged words", EXCHANGED, searched_by="default"),
+    "exchange-uniform": Row("uniform bits, recovery on exchanged words", EXCHANGED, strategy="uniform"),
+    "exchange-search": Row("recovery on exchanged words, - search", EXCHANGED, strategy="fisher"),
+    "exchange-search-floor": Row(
+        "recovery on exchanged words, 2 bits at least, - search", {"space": "floor", **EXCHANGED}, strategy="fisher"
+    ),
+    "exchange-long": Row("recovery on exchanged words, 800 steps", LONG_EXCHANGED, searched_by="default"),
+    "exchange-long-uniform": Row("uniform bits, recovery on exchanged words, 800 steps", LONG_EXCHANGED, strategy="uniform"),
     "no-mrem": Row("- reconstruction", {"recovery": {"mrem_steps": 0}}, searched_by="default"),
 }
 
@@ -288,7 +298,7 @@ def workspace(options: Options, data: TaskData, teacher: Path, name: str, recipe
         "precision": options.precision,
         "seed": seed,
     }
-    with RunDirectory.open(options.runs / name, settings, resume=True) as run:
+    with RunDirectory.open(options.runs / name, settings, resume=True, defaults={"recipe": dataclasses.asdict(Recipe())}) as run:
         yield Workspace(blueprint, run, TerminalProgress(), machine(options), seed)
 
 
@@ -355,6 +365,7 @@ def write_cell(options: Options, shared: Workspace, candidate: Candidate, more: 
     scored: Encoded = encode(blueprint.source.tokenizer, blueprint.data.evaluation, blueprint.max_length)
     built = method.build(shared, result, candidate.budget, label, folder)
     logits = predict_logits(load_packed(folder).to(shared.context.device), scored, device=shared.context.device)
+    full = teacher_logits(options, shared, scored)
     content: dict[str, Any] = {
         "task": options.task,
         "row": candidate.row,
@@ -368,7 +379,8 @@ def write_cell(options: Options, shared: Workspace, candidate: Candidate, more: 
         "metrics": score(task.metrics, logits, scored.labels),
         "answers": answers(logits).tolist(),
         "labels": scored.labels.tolist(),
-        "full_precision": full_precision(options, shared, scored),
+        "divergence": divergence(torch.from_numpy(full), torch.from_numpy(logits)) / len(scored),
+        "full_precision": score(task.metrics, full, scored.labels),
         "seconds": {"search": seconds().get(f"search-{candidate.strategy}", 0.0), "recover": seconds()[f"recover-{label}"]},
         "recipe": dataclasses.asdict(candidate.recipe),
         "scale": blueprint.space.scale,
@@ -383,12 +395,12 @@ def write_cell(options: Options, shared: Workspace, candidate: Candidate, more: 
     atomic_write_text(options.results / f"{cell}.json", json.dumps(content, separators=(",", ":"), sort_keys=True) + "\n")
 
 
-def full_precision(options: Options, shared: Workspace, scored: Encoded) -> dict[str, float]:
-    """The teacher's metrics, measured once for all cells."""
-    file = options.runs / f"full-{shared.teacher_hash[:16]}-{shared.data_hashes()['evaluation'][:16]}.json"
+def teacher_logits(options: Options, shared: Workspace, scored: Encoded) -> np.ndarray:
+    """The teacher's answers to what cells are scored on, [texts, classes], computed once for all cells."""
+    file = options.runs / f"full-{shared.teacher_hash[:16]}-{shared.data_hashes()['evaluation'][:16]}.npy"
     if not file.exists():
-        atomic_write_text(file, json.dumps(method.evaluate(shared, shared.teacher, scored)))
-    found: dict[str, float] = json.loads(file.read_text())
+        np.save(file, predict_logits(shared.teacher, scored, device=shared.context.device))
+    found: np.ndarray = np.load(file)
     return found
 
 
