@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from autoquant.blueprint import Blueprint
 from autoquant.core.settings import SearchSettings
+from autoquant.strategies.race import CANDIDATES
 from autoquant.training.batches import longest
 from autoquant.training.products import operations_a_second
 
@@ -70,6 +71,7 @@ def _estimate_search(strategy: str, settings: SearchSettings, step: float, layer
         "qbert": 1.3 * step * products * settings.hessian_samples / 32,
         "hawq": 3.0 * step * settings.trace_vectors * settings.batch_size / 32,
         "measured": 0.8 * step * matrices * settings.measured_samples / 32,
+        "race": 2.0 * step * settings.steps + len(CANDIDATES) * step * settings.race_steps,
     }
     titles = {"qbert": "Hessian", "hawq": "Hessian", "measured": "Measured losses"}
     return titles.get(strategy, "Search"), seconds.get(strategy, 0.0)

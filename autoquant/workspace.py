@@ -31,13 +31,14 @@ from autoquant.core.progress import Progress
 from autoquant.core.run import RunDirectory
 from autoquant.core.structure import pick_units
 from autoquant.machine import Machine
+from autoquant.refine import REFINERS, RefineProblem
 from autoquant.strategies import STRATEGIES, Problem, SearchResult, Start, check_strategies
 from autoquant.strategies.probe import measured_scores
 from autoquant.strategies.sensitivity import Sensitivity, fisher_scores
 from autoquant.supernet.build import Supernet
 from autoquant.supernet.calibration import initial_scales, input_moments, input_ranges, kept_scales
 from autoquant.training.batches import Encoded, encode, longest
-from autoquant.training.distillation import TeacherOutputs
+from autoquant.training.distillation import TeacherOutputs, mean_divergence
 from autoquant.training.loop import Context
 from autoquant.training.products import fast_products
 from autoquant.training.student import distil
@@ -273,8 +274,9 @@ class Workspace:
             recipe.distillation,
             self.context,
             stage,
-            lambda: self.search("dnas", budget),
+            lambda strategy: self.search(strategy, budget),
             self._measured,
+            self._recovered,
         )
 
     def _measured(self, problem: Problem) -> Sensitivity:
@@ -284,6 +286,21 @@ class Workspace:
         teacher, backbone, quantizer = self.teacher, blueprint.source.backbone, blueprint.quantizer
         how = problem.table, quantizer, known.scales, few, problem.context, problem.stage
         return self._lasting(measured_scores(known.sensitivity, teacher, backbone, *how), problem.table)
+
+    def _recovered(self, problem: Problem, allocation: BitAllocation, stage: str) -> float:
+        """The divergence on the held-out part after a short recovery on the training part; read if the stage was done before."""
+        run, recovery = problem.context.run, self.blueprint.recipe.recovery
+        done = run.load_state(f"{stage}-loss")
+        if done is None:
+            settings = dataclasses.replace(recovery, steps=min(problem.search.race_steps, recovery.steps))
+            supernet, train = self.frozen_supernet(allocation), problem.train()
+            if settings.steps:
+                how = settings, problem.distillation, problem.context, stage
+                REFINERS[settings.training].refine(RefineProblem(supernet, self.teacher, train.data, lambda: train, *how))
+            done = {"loss": mean_divergence(supernet, problem.held_out())}
+            run.save_state(f"{stage}-loss", done)
+            run.discard_state(stage)
+        return float(done["loss"])
 
     def _lasting(self, sensitivity: Sensitivity, table: ChoiceTable) -> Sensitivity:
         search = self.blueprint.recipe.search

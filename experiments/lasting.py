@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import tyro
 
 from autoquant.blueprint import Blueprint
@@ -31,9 +30,8 @@ from autoquant.core.versions import versions
 from autoquant.machine import Machine
 from autoquant.refine import REFINERS, RefineProblem
 from autoquant.strategies.uniform import nearest_columns
-from autoquant.supernet.build import Supernet
 from autoquant.tasks.load import load_glue
-from autoquant.training.distillation import TeacherOutputs, divergence
+from autoquant.training.distillation import mean_divergence
 from autoquant.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results" / "lasting"
@@ -109,7 +107,7 @@ def measure(options: Options, workspace: Workspace, name: str) -> None:
     unseen = workspace.outputs.part(seen, len(workspace.train_all))
     supernet, stage = workspace.frozen_supernet(allocation(workspace, CASES[name])), f"lasting-{name.replace(' ', '-')}"
     settings = dataclasses.replace(recipe.recovery, steps=options.steps)
-    before = loss(supernet, unseen)
+    before = mean_divergence(supernet, unseen)
     problem = RefineProblem(
         supernet,
         workspace.teacher,
@@ -126,7 +124,7 @@ def measure(options: Options, workspace: Workspace, name: str) -> None:
         "task": options.task,
         "case": name,
         "before": before,
-        "after": loss(supernet, unseen),
+        "after": mean_divergence(supernet, unseen),
         "steps": options.steps,
         "seed": options.seed,
         "seconds": workspace.run.seconds()[stage],
@@ -144,19 +142,6 @@ def allocation(workspace: Workspace, case: Case) -> BitAllocation:
     drawn = np.random.default_rng(workspace.seed).random(len(table)) < case.share
     chosen = of_words if case.words else of_encoder & drawn
     return table.to_allocation(np.where(chosen, nearest_columns(table, case.bits), nearest_columns(table, 8)))
-
-
-@torch.no_grad()
-def loss(supernet: Supernet, outputs: TeacherOutputs) -> float:
-    """Mean divergence of the predictions from the teacher's, nats a text."""
-    supernet.eval()
-    total = 0.0
-    for indices in outputs.data.by_length(32):
-        batch = outputs.data.collate(indices, outputs.device)
-        batch.pop("labels")
-        found, wanted = supernet(**batch).logits.float(), outputs.batch(indices).logits
-        total += divergence(wanted, found)
-    return total / len(outputs.data)
 
 
 def lasting_table(folder: Path = RESULTS) -> str:

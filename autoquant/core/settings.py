@@ -76,7 +76,7 @@ class SearchSettings:
     """How the bits are found."""
 
     strategy: str = "dnas"
-    """dnas, uniform, random, reversed, fisher, measured, qbert, hawq, bp-nas, bsq or optuna."""
+    """dnas, uniform, random, reversed, fisher, floor, measured, qbert, hawq, bp-nas, bsq, optuna or race."""
     steps: int = 300
     """Search steps, each one weight step and, once the bits are open, one architecture step."""
     batch_size: int = 32
@@ -155,6 +155,8 @@ class SearchSettings:
     """optuna: most held-out texts on which one is scored."""
     sampler: Literal["tpe", "nsga2"] = "tpe"
     """optuna: who proposes them."""
+    race_steps: int = 100
+    """race: steps of recovery after which candidates are compared; never more than the recovery's own."""
 
     def __post_init__(self) -> None:
         least = min(self.steps, self.batch_size, self.calibration_samples)
@@ -163,6 +165,7 @@ class SearchSettings:
         _check(least > 0, "Hessian slices, samples, power iterations, trace vectors and measured samples must be at least 1.")
         least = min(self.requantise_every, self.trials, self.trial_samples)
         _check(least > 0, "Re-quantisation steps, trials and trial samples must be at least 1.")
+        _check(self.race_steps >= 0, f"Race steps {self.race_steps} must not be negative.")
         _check(0 < self.held_out < 0.9, f"held-out {self.held_out} must lie between 0 and 0.9.")
         rates = (self.weight_learning_rate, self.architecture_learning_rate)
         _check(min(rates) > 0, f"Search learning rates {rates} must be above 0.")

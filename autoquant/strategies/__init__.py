@@ -8,10 +8,12 @@ from autoquant.strategies.bp_nas import BpNas
 from autoquant.strategies.bsq import Bsq
 from autoquant.strategies.dnas import Dnas
 from autoquant.strategies.fisher import Fisher
+from autoquant.strategies.floor import Floor
 from autoquant.strategies.hawq import Hawq
 from autoquant.strategies.measured import Measured
 from autoquant.strategies.optuna import Optuna
 from autoquant.strategies.qbert import Qbert
+from autoquant.strategies.race import CANDIDATES, Race
 from autoquant.strategies.random import Random
 from autoquant.strategies.reversed import Reversed
 from autoquant.strategies.uniform import Uniform
@@ -22,19 +24,21 @@ STRATEGIES: dict[str, SearchStrategy] = {
     "random": Random(),
     "reversed": Reversed(),
     "fisher": Fisher(),
+    "floor": Floor(),
     "measured": Measured(),
     "qbert": Qbert(),
     "hawq": Hawq(),
     "bp-nas": BpNas(),
     "bsq": Bsq(),
     "optuna": Optuna(),
+    "race": Race(),
 }
 
 # Their search takes long, and what it learned (`SearchResult.values`) holds under every budget: only the knapsack is another.
 REUSABLE: frozenset[str] = frozenset({"dnas", "reversed", "measured", "qbert", "hawq"})
 
-# They begin with the search of others (`Problem.learned`), whose stages are theirs too.
-LEARNS_FROM: dict[str, tuple[str, ...]] = {"reversed": ("dnas",)}
+# They begin with the search of others (`Problem.found`), whose stages are theirs too.
+LEARNS_FROM: dict[str, tuple[str, ...]] = {"reversed": ("dnas",), "race": CANDIDATES}
 
 __all__ = ["LEARNS_FROM", "REUSABLE", "STRATEGIES", "Problem", "SearchResult", "SearchStrategy", "Start", "check_strategies"]
 

@@ -44,10 +44,13 @@ class Problem:
     context: Context
     stage: str
     """Names the search's checkpoint and log lines."""
-    learned: Callable[[], SearchResult]
-    """The differentiable search of the same budget, run now or read from its finished stage."""
+    found: Callable[[str], SearchResult]
+    """Another strategy's result under the same budget, run now or read from its finished stage."""
     measured: Callable[[Problem], Sensitivity]
     """`sensitivity` with every matrix tried at every width (`strategies.probe`), run now as this problem's stage."""
+    recovered: Callable[[Problem, BitAllocation, str], float]
+    """How far an allocation's predictions on the held-out part are from the teacher's, nats a text, after `search.race_steps` of
+    recovery on the training part, as the stage of that name."""
 
     @property
     def judging_bits(self) -> DistillationSettings:

@@ -47,7 +47,7 @@ class Reversed:
     """Takes the search's values, reverses the preferences, and solves the same knapsack."""
 
     def search(self, problem: Problem) -> SearchResult:
-        learned = problem.learned()
+        learned = problem.found("dnas")
         assert learned.values is not None
         values = reverse(learned.values, problem.table.allowed, problem.table.parameters)
         removal = None if learned.removal is None else reverse_removals(learned.removal, problem.table)

@@ -18,19 +18,23 @@ def nearest_columns(table: ChoiceTable, width: int | np.ndarray) -> np.ndarray:
     return np.where(wanted.any(axis=1), wanted.argmax(axis=1), widest)
 
 
+def widest_fitting(table: ChoiceTable, capacity: int) -> int:
+    """The widest width that everything may have at once within `capacity` bytes. Raises BudgetError if there is none."""
+    fitting = [width for width in table.widths if table.total(nearest_columns(table, width)) <= capacity]
+    if not fitting:
+        raise BudgetError(f"No uniform width fits {capacity} bytes: raise --budget-mib.")
+    return fitting[-1]
+
+
 @dataclass(frozen=True)
 class Uniform:
     """Uniform bits: random only in which sub-groups get the upper of the two widths."""
 
     def search(self, problem: Problem) -> SearchResult:
         table, capacity = problem.table, problem.budget.bytes
-        widths = [w for w in table.widths if w]
-        fitting = [w for w in table.widths if table.total(nearest_columns(table, w)) <= capacity]
-        if not fitting:
-            raise BudgetError(f"No uniform width fits {capacity} bytes: raise --budget-mib.")
-        lower = fitting[-1]
+        lower = widest_fitting(table, capacity)
         choice = nearest_columns(table, lower)
-        if lower == widths[-1]:
+        if lower == table.widths[-1]:
             return SearchResult(table.to_allocation(choice))
         upper = nearest_columns(table, table.widths[table.widths.index(lower) + 1])
         rows = np.arange(len(table))

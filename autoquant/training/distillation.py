@@ -119,6 +119,17 @@ def divergence(teacher: Tensor, student: Tensor) -> float:
     return functional.kl_div(q, p, log_target=True, reduction="sum").item()
 
 
+@torch.no_grad()
+def mean_divergence(student: nn.Module, outputs: TeacherOutputs) -> float:
+    """Of a student's predictions from the teacher's on all texts, nats a text."""
+    student.eval()
+    total = 0.0
+    for indices in outputs.data.by_length(32):
+        found = student(**_inputs(outputs.data.collate(indices, outputs.device))).logits.float()
+        total += divergence(outputs.batch(indices).logits, found)
+    return total / len(outputs.data)
+
+
 def hidden_loss(student: tuple[Tensor, ...], teacher: Tensor, mask: Tensor) -> Tensor:
     """Squared error over real tokens, averaged over tokens and width, summed over embeddings and layers."""
     weight = mask[:, :, None].to(teacher.dtype)

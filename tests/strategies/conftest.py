@@ -33,6 +33,7 @@ SHORT: dict[str, Any] = {
     "trace_vectors": 3,
     "trials": 4,
     "trial_samples": 16,
+    "race_steps": 2,
 }
 
 

@@ -96,7 +96,7 @@ def test_reversed_gives_fewest_bits_where_the_search_wants_most(make_problem: Ma
     widths = np.asarray(problem.table.widths)
     free = problem.table.allowed.all(axis=1)
     ours = widths[problem.table.to_choice(learned.allocation)]
-    theirs = widths[choice("reversed", dataclasses.replace(problem, learned=lambda: learned))]
+    theirs = widths[choice("reversed", dataclasses.replace(problem, found=lambda _: learned))]
     assert spearmanr(ours[free], worth[free])[0] > 0.5
     assert spearmanr(theirs[free], worth[free])[0] < -0.3
 
@@ -104,7 +104,7 @@ def test_reversed_gives_fewest_bits_where_the_search_wants_most(make_problem: Ma
 def test_reversed_solves_the_reversed_values_it_reports(make_problem: MakeProblem) -> None:
     problem = make_problem()
     learned = SearchResult(STRATEGIES["fisher"].search(problem).allocation, -problem.sensitivity.choices)
-    result = STRATEGIES["reversed"].search(dataclasses.replace(problem, learned=lambda: learned))
+    result = STRATEGIES["reversed"].search(dataclasses.replace(problem, found=lambda _: learned))
     assert result.values is not None
     found = allocate(result.values, problem.table, problem.budget.bytes)
     assert result.allocation == problem.table.to_allocation(found)

@@ -1,0 +1,92 @@
+"""Who comes closest to the teacher after a while of recovery wins; what is measured is not measured again."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autoquant.core.allocation import BitAllocation
+from autoquant.core.errors import BudgetError
+from autoquant.refine import REFINERS
+from autoquant.strategies import STRATEGIES, Problem, SearchResult
+from autoquant.strategies.race import CANDIDATES
+from autoquant.training.distillation import mean_divergence
+from autoquant.workspace import Workspace
+
+MakeProblem = Callable[..., Problem]
+
+
+def found(problem: Problem) -> dict[str, SearchResult]:
+    return {name: STRATEGIES[name].search(dataclasses.replace(problem, stage=f"of-{name}")) for name in CANDIDATES}
+
+
+@pytest.mark.parametrize("winner", CANDIDATES)
+def test_the_closest_to_the_teacher_wins(winner: str, make_problem: MakeProblem) -> None:
+    problem = make_problem()
+    results, asked = found(problem), []
+
+    def recovered(_: Problem, allocation: BitAllocation, stage: str) -> float:
+        name = stage.removeprefix("race-")
+        asked.append(name)
+        assert allocation == results[name].allocation
+        return 0.25 if name == winner else 0.5
+
+    race = dataclasses.replace(problem, found=results.__getitem__, recovered=recovered)
+    assert STRATEGIES["race"].search(race) is results[winner]
+    assert asked == list(CANDIDATES)
+    assert problem.context.run.info()["race"] == {name: 0.25 if name == winner else 0.5 for name in CANDIDATES}
+
+
+def test_a_candidate_that_does_not_fit_does_not_run(make_problem: MakeProblem) -> None:
+    problem = make_problem()
+    results = found(problem)
+
+    def some(name: str) -> SearchResult:
+        if name in ("uniform", "floor"):
+            raise BudgetError("No uniform width fits.")
+        return results[name]
+
+    losses = {"race-dnas": 0.5, "race-fisher": 0.25}
+    race = dataclasses.replace(problem, found=some, recovered=lambda _, __, stage: losses[stage])
+    assert STRATEGIES["race"].search(race) is results["fisher"]
+
+
+def test_recovery_for_a_while(workspace: Workspace, make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured on the held-out part, after training on the other; a second time it is read."""
+    problem = make_problem(0.1, race_steps=60)
+    allocation = STRATEGIES["uniform"].search(problem).allocation
+    before = mean_divergence(workspace.frozen_supernet(allocation), problem.held_out())
+    untrained = dataclasses.replace(problem, search=dataclasses.replace(problem.search, race_steps=0))
+    assert problem.recovered(untrained, allocation, "none") == before
+    after = problem.recovered(problem, allocation, "race-uniform")
+    assert 0 < after < before
+    assert len(problem.context.run.read_log()) == 60
+    monkeypatch.setattr(Workspace, "frozen_supernet", None)
+    assert problem.recovered(problem, allocation, "race-uniform") == after
+
+
+def test_no_row_of_the_held_out_part_is_learnt_from(make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, seen = make_problem(race_steps=3), []
+
+    class Watching:
+        def refine(self, problem: Any) -> None:
+            seen.append({tuple(ids) for ids in problem.data.ids})
+
+    monkeypatch.setitem(REFINERS, "retrain", Watching())
+    problem.recovered(problem, STRATEGIES["uniform"].search(problem).allocation, "race-uniform")
+    train, held_out = ({tuple(ids) for ids in part().data.ids} for part in (problem.train, problem.held_out))
+    assert seen == [train]
+    assert not train & held_out
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_floor_is_never_below_what_everything_may_have(share: float, make_problem: MakeProblem) -> None:
+    problem = make_problem(share)
+    table, everyone = problem.table, np.arange(len(problem.table))
+    choices = {name: table.to_choice(STRATEGIES[name].search(problem).allocation) for name in ("floor", "uniform", "fisher")}
+    free = table.allowed.all(axis=1)
+    assert choices["floor"][free].min() >= choices["uniform"][free].min()
+    lost = {name: problem.sensitivity.choices[everyone, choice].sum() for name, choice in choices.items()}
+    assert lost["fisher"] <= lost["floor"] < lost["uniform"]
