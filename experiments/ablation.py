@@ -104,6 +104,7 @@ ROWS: dict[str, Row] = {
     # nothing below 2 bits
     "floor": Row("2 bits at least", {"space": "floor"}),
     "search-floor": Row("2 bits at least, - search", {"space": "floor"}, strategy="fisher"),
+    "race": Row("the best of four after 100 steps of recovery", strategy="race", searched_by="default"),
     # how much more of a loss at 0 and 1 bits stays after recovery
     "lasting": Row("losses by 0 and 1 bits count 2 and 2.5 times", {SEARCH: LASTING}),
     "search-lasting": Row("losses by 0 and 1 bits count 2 and 2.5 times, - search", {SEARCH: LASTING}, strategy="fisher"),

@@ -18,6 +18,12 @@ from autoquant.core.allocation import BitAllocation
 from autoquant.core.settings import Recipe, from_mapping
 
 RESULTS = Path(__file__).parent / "results" / "ablation"
+EXCHANGED = {
+    "default": "exchange",
+    "uniform": "exchange-uniform",
+    "search": "exchange-search",
+    "search-floor": "exchange-search-floor",
+}  # by the row with the same bits
 OTHER = "†"  # marks a value in another precision or under another teacher than its column's
 
 Cells = list[dict[str, Any]]
@@ -56,6 +62,30 @@ def annealed_table(folder: Path = RESULTS) -> str:
             full, values = points(sides[0][0]["full_precision"][metric]), " | ".join(map(_spread, sides))
             lines.append(f"| {_column_name(column)} ({metric}) | {full} | {values} | {_difference(sides[1], sides[0])} |")
     return "\n".join(lines)
+
+
+def exchange_table(folder: Path = RESULTS) -> str:
+    """Recovery on exchanged words beside that on the texts as they are: metric, difference, and divergence from the teacher."""
+    cells = read_cells(folder)
+    lines = ["| | full precision | texts as they are | words exchanged | difference | divergence, nats |", "|---|---|---|---|---|---|"]
+    kinds = sorted({(_column(cell), cell["scored"]) for cell in cells}, key=lambda kind: (kind[1] == "dev", kind[0]))
+    for (column, scored), (plain, exchanged) in itertools.product(kinds, EXCHANGED.items()):
+        alike = [cell for cell in cells if (_column(cell), cell["scored"]) == (column, scored)]
+        sides = [[cell for cell in alike if cell["row"] == row] for row in (plain, exchanged)]
+        if all(sides):
+            metric, about = sides[0][0]["metric"], ROWS[plain].about
+            full = points(sides[0][0]["full_precision"][metric])
+            change = _difference(sides[1], sides[0])
+            name = f"{_column_name(column)}{' dev' if scored == 'dev' else ''} ({metric}), {about}"
+            lines.append(f"| {name} | {full} | {' | '.join(map(_spread, sides))} | {change} | {_divergences(*sides)} |")
+    return "\n".join(lines)
+
+
+def _divergences(plain: Cells, exchanged: Cells) -> str:
+    """Means over the seeds that both have; nothing of cells that are older than the measure."""
+    known = [{cell["seed"]: cell["divergence"] for cell in side if "divergence" in cell} for side in (plain, exchanged)]
+    seeds = sorted(set(known[0]) & set(known[1]))
+    return " to ".join(f"{np.mean([side[seed] for seed in seeds]):.3f}" for side in known) if seeds else ""
 
 
 def read_cells(folder: Path) -> Cells:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from ablation_tables import ablation_table, annealed_table
+from ablation_tables import ablation_table, annealed_table, exchange_table
 from compare_plot import plot_compare
 from compare_tables import linears_table, methods_table, recipes_table, whole_table
 from deployment_tables import deployment_table
@@ -45,6 +45,7 @@ def tables() -> dict[str, str]:
         "ablation": ablation_table(),
         "annealed": annealed_table(),
         "lasting": lasting_table(),
+        "exchange": exchange_table(),
         "deployment": deployment_table(),
         "mrem": mrem_table(),
         "mrem-settings": mrem_settings_table(),
