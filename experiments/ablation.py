@@ -43,7 +43,7 @@ from autoquant.core.space import load_space
 from autoquant.core.versions import device_name, versions
 from autoquant.machine import Machine
 from autoquant.pack.model import load_packed
-from autoquant.strategies import STRATEGIES, SearchResult
+from autoquant.strategies import LEARNS_FROM, STRATEGIES, SearchResult
 from autoquant.strategies.dnas import prior_values, sensitivity_prior, trusting
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import load_glue
@@ -363,6 +363,7 @@ def write_cell(options: Options, shared: Workspace, candidate: Candidate, more: 
     blueprint, result, label = shared.blueprint, candidate.result, candidate.label
     task, cell = blueprint.data.task, cell_name(options, candidate.row, candidate.ratio, shared.seed)
     folder, seconds = shared.run.path / "cells" / cell, shared.run.seconds
+    stages = [f"search-{strategy}" for strategy in (candidate.strategy, *LEARNS_FROM.get(candidate.strategy, ()))]
     scored: Encoded = encode(blueprint.source.tokenizer, blueprint.data.evaluation, blueprint.max_length)
     built = method.build(shared, result, candidate.budget, label, folder)
     logits = predict_logits(load_packed(folder).to(shared.context.device), scored, device=shared.context.device)
@@ -382,7 +383,7 @@ def write_cell(options: Options, shared: Workspace, candidate: Candidate, more: 
         "labels": scored.labels.tolist(),
         "divergence": divergence(torch.from_numpy(full), torch.from_numpy(logits)) / len(scored),
         "full_precision": score(task.metrics, full, scored.labels),
-        "seconds": {"search": seconds().get(f"search-{candidate.strategy}", 0.0), "recover": seconds()[f"recover-{label}"]},
+        "seconds": {"search": sum(seconds().get(stage, 0.0) for stage in stages), "recover": seconds()[f"recover-{label}"]},
         "recipe": dataclasses.asdict(candidate.recipe),
         "scale": blueprint.space.scale,
         "precision": options.precision,

@@ -67,7 +67,8 @@ def annealed_table(folder: Path = RESULTS) -> str:
 def exchange_table(folder: Path = RESULTS) -> str:
     """Recovery on exchanged words beside that on the texts as they are: metric, difference, and divergence from the teacher."""
     cells = read_cells(folder)
-    lines = ["| | full precision | texts as they are | words exchanged | difference | divergence, nats |", "|---|---|---|---|---|---|"]
+    heads = ("full precision", "texts as they are", "words exchanged", "difference", "divergence, nats")
+    lines = [f"| | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
     kinds = sorted({(_column(cell), cell["scored"]) for cell in cells}, key=lambda kind: (kind[1] == "dev", kind[0]))
     for (column, scored), (plain, exchanged) in itertools.product(kinds, EXCHANGED.items()):
         alike = [cell for cell in cells if (_column(cell), cell["scored"]) == (column, scored)]
