@@ -9,10 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 import autoquant
 from architectures import save_tiny
 from autoquant import cli
+from autoquant.strategies.race import CANDIDATES
 from runs import MACHINE, TEACHER, Reference, metrics_of, reference, search, search_arguments, stages_of, start, task
 
 __all__ = ["reference"]
@@ -199,6 +201,19 @@ def test_every_paper_s_strategy_in_one_run(reference: Reference, tmp_path: Path)
     assert metrics["strategy"] == "qbert"
     for folder in ("model", *(f"controls/{name}" for name in others)):
         assert 0.9 * budget < (run_dir / folder / "model.safetensors").stat().st_size <= budget, folder
+
+
+def test_a_race_ships_its_winner(reference: Reference, tmp_path: Path) -> None:
+    more = ("--search.strategy", "race", "--search.race-steps", 3, "--recovery.exchange", 0.3)
+    search(reference.run_dir / "teacher", reference.data, tmp_path / "run", *more, "--controls", *CANDIDATES)
+    losses = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["race"]
+    assert set(losses) == set(CANDIDATES)
+    winner = min(losses, key=losses.__getitem__)
+    shipped = [tmp_path / "run" / folder / "model.safetensors" for folder in ("model", f"controls/{winner}")]
+    ours, theirs = ({name: array.shape for name, array in load_file(file).items()} for file in shipped)
+    assert ours == theirs  # which depend on the allocation
+    report = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert f"{losses[winner]:.4f}" in report
 
 
 @pytest.mark.parametrize("strategy", ["uniform", "fisher"])

@@ -65,6 +65,7 @@ def run_page(folder: Path) -> str:
     sections = [
         Section("Metric and size", f"{FRONT_TEXT} {sweep.note}", _figure(plots.front(sweep))),
         Section("Methods", "All of the same budget, recovered the same way.", _methods(sweep)),
+        *_race(info.get("race", {})),
         *_allocation_sections(manifest),
         *_curve_sections(run.read_log(), metrics["bytes"]["budget"] if metrics["bytes"]["count"] == "file" else None),
         Section("Bytes", "Everything that model.safetensors holds.", _figure(plots.byte_breakdown(manifest))),
@@ -117,6 +118,13 @@ def _methods(sweep: Sweep) -> str:
         for p in sweep.points
     ]
     return _table(["allocation", "file bytes", "ratio", sweep.metric], full + rows)
+
+
+def _race(losses: Mapping[str, float]) -> list[Section]:
+    """Who ran, the winner first; nothing where there was no race."""
+    text = "How far predictions on held-out training texts were from the teacher's after a short recovery; the closest was taken."
+    rows = [[label(name), f"{loss:.4f}"] for name, loss in sorted(losses.items(), key=lambda item: item[1])]
+    return [Section("Race", text, _table(["allocation", "nats a text"], rows))] if rows else []
 
 
 def _allocation_sections(manifest: Mapping[str, Any]) -> list[Section]:
