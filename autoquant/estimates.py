@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from autoquant.blueprint import Blueprint
 from autoquant.core.settings import SearchSettings
-from autoquant.strategies.race import CANDIDATES
+from autoquant.strategies import LEARNS_FROM
 from autoquant.training.batches import longest
 from autoquant.training.products import operations_a_second
 
@@ -19,8 +19,14 @@ def estimate_stages(blueprint: Blueprint, strategy: str, controls: Sequence[str]
     stages = _estimate_teacher(blueprint)
     stages += [("Sensitivity", 25.0), ("Teacher outputs", len(blueprint.train) * forward)]
     methods, layers = (strategy, *controls), len({p.matrix.layer for p in blueprint.byte_model.partitions})
-    searches = [_estimate_search(method, recipe.search, step, layers, len(blueprint.byte_model.partitions)) for method in methods]
+    begun = {other for method in methods for other in LEARNS_FROM.get(method, ())}  # once for all that begin with it
+    searching = [*methods, *sorted(begun - set(methods))]
+    matrices = len(blueprint.byte_model.partitions)
+    searches = [_estimate_search(method, recipe.search, step, layers, matrices) for method in searching]
     stages += [stage for stage in searches if stage[1]]
+    if "race" in methods:
+        few = min(recipe.search.race_steps, recipe.recovery.steps)
+        stages += [(f"Recover race-{name}", _training_step(blueprint) * few) for name in LEARNS_FROM["race"]]
     return stages + [stage for method in methods for stage in _estimate_recovery(method, blueprint)]
 
 
@@ -44,15 +50,21 @@ def _estimate_teacher(blueprint: Blueprint) -> list[tuple[str, float]]:
     return [("Teacher", teacher), *student]
 
 
+def _training_step(blueprint: Blueprint) -> float:
+    """Seconds of a step of the recovery's training."""
+    settings, (forward, step) = blueprint.recipe.recovery, _seconds(blueprint)
+    return step + settings.batch_size * forward * (settings.exchange > 0)  # the teacher reads what was exchanged
+
+
 def _estimate_recovery(method: str, blueprint: Blueprint) -> list[tuple[str, float]]:
     """Title and seconds of a method's training and reconstruction."""
-    settings, (forward, step) = blueprint.recipe.recovery, _seconds(blueprint)
-    training = step + settings.batch_size * forward * (settings.exchange > 0)  # the teacher reads what was exchanged
+    settings, (_, step) = blueprint.recipe.recovery, _seconds(blueprint)
     # a step of reconstruction runs the layers before its module forwards, and its own module both ways
     modules = 0.6 * settings.mrem_modules
     linear = sum(p.matrix.layer is not None for p in blueprint.byte_model.partitions)
     share = {"mrem-s": modules, "mrem-p": modules / 2, "layer-wise": 0.08 * linear}[settings.reconstruction]
-    stages = [(f"Recover {method}", training * settings.steps), ("Reconstruct", share * step * settings.mrem_steps)]
+    training = _training_step(blueprint) * settings.steps
+    stages = [(f"Recover {method}", training), ("Reconstruct", share * step * settings.mrem_steps)]
     return [stage for stage in stages if stage[1]]
 
 
@@ -71,7 +83,6 @@ def _estimate_search(strategy: str, settings: SearchSettings, step: float, layer
         "qbert": 1.3 * step * products * settings.hessian_samples / 32,
         "hawq": 3.0 * step * settings.trace_vectors * settings.batch_size / 32,
         "measured": 0.8 * step * matrices * settings.measured_samples / 32,
-        "race": 2.0 * step * settings.steps + len(CANDIDATES) * step * settings.race_steps,
     }
     titles = {"qbert": "Hessian", "hawq": "Hessian", "measured": "Measured losses"}
     return titles.get(strategy, "Search"), seconds.get(strategy, 0.0)

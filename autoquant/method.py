@@ -77,10 +77,7 @@ def recover(workspace: Workspace, result: SearchResult, method: str) -> Supernet
     """The recipe's training with frozen bits, then reconstruction: the same for every method. Returns the frozen supernet."""
     recipe = workspace.blueprint.recipe
     settings = recipe.recovery
-    start = workspace.pretrained() if settings.start == "pretrained" else None
-    if settings.start == "search":
-        start = result.searched
-    supernet = workspace.frozen_supernet(result.allocation, start)
+    supernet = workspace.to_recover(result)
     for refiner, steps in ((settings.training, settings.steps), (settings.reconstruction, settings.mrem_steps)):
         if steps:
             stage = f"{refiner}-{method}"

@@ -29,7 +29,7 @@ from autoquant.core.progress import Progress
 from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe
 from autoquant.machine import Machine
-from autoquant.strategies import REUSABLE, SearchResult
+from autoquant.strategies import LEARNS_FROM, REUSABLE, SearchResult
 from autoquant.strategies.reuse import rederive
 from autoquant.tasks.data import TaskData
 from autoquant.workspace import Workspace
@@ -84,13 +84,12 @@ class SharedParts:
 
     def for_run(self, recipe: Recipe, budget: SizeBudget, seed: int) -> pipeline.Shared:
         """What a run of this recipe, budget and seed takes over: the calibration, and the search where it serves every budget."""
-        prepared, key, strategy = self.prepared(recipe, budget, seed), self._key(recipe, seed), recipe.search.strategy
-        results: dict[str, SearchResult] = {}
-        if strategy in prepared.results and self._serves(recipe, budget):
+        prepared, key, results = self.prepared(recipe, budget, seed), self._key(recipe, seed), dict[str, SearchResult]()
+        for strategy in set(self._served(recipe, budget)) & set(prepared.results):
             result = rederive(prepared.results[strategy], prepared.table, budget.bytes, recipe.search.prior_strength)
             if recipe.recovery.start == "teacher":
                 result = dataclasses.replace(result, searched=None)  # as large as the model, and not looked at
-            results = {strategy: result}
+            results[strategy] = result
 
         def adopt(run: Workspace) -> None:
             run.adopt(prepared.states, results)
@@ -107,26 +106,29 @@ class SharedParts:
         return pipeline.Shared("the teacher of shared/", adopt)
 
     def prepared(self, recipe: Recipe, budget: SizeBudget, seed: int) -> Prepared:
-        """Calibration, and the recipe's search if it can be reused, of all runs with this seed and recipe, recovery apart."""
-        key, strategy = self._key(recipe, seed), recipe.search.strategy
-        searches = self._serves(recipe, budget)
+        """Calibration, and the searches that can be reused, of all runs with this seed and recipe, recovery apart."""
+        key, strategies = self._key(recipe, seed), self._served(recipe, budget)
         known = self._prepared.get(key)
-        if known is None or (searches and strategy not in known.results):
-            self._prepared[key] = known = self._prepare(_upstream(recipe), key, seed, strategy if searches else None)
+        if known is None or set(strategies) - set(known.results):
+            self._prepared[key] = known = self._prepare(_upstream(recipe), key, seed, strategies)
         return known
 
-    def _serves(self, recipe: Recipe, budget: SizeBudget) -> bool:
-        """Whether a search under the pivot may serve this budget."""
-        if not self.reuse_search or self.pivot is None or self.pivot.count != budget.count:
-            return False
-        return recipe.search.strategy in REUSABLE and recipe.search.derive == "knapsack"
+    def _served(self, recipe: Recipe, budget: SizeBudget) -> tuple[str, ...]:
+        """What the recipe needs of a search under the pivot, if that may serve this budget: its strategy's, or what that learns
+        from."""
+        if not self.reuse_search or self.pivot is None or self.pivot.count != budget.count or recipe.search.derive != "knapsack":
+            return ()
+        strategy = recipe.search.strategy
+        if strategy in REUSABLE:
+            return (strategy,)
+        return tuple(other for other in LEARNS_FROM.get(strategy, ()) if other in REUSABLE)
 
-    def _prepare(self, recipe: Recipe, key: str, seed: int, strategy: str | None) -> Prepared:
+    def _prepare(self, recipe: Recipe, key: str, seed: int, strategies: Sequence[str]) -> Prepared:
         results = dict(self._prepared[key].results) if key in self._prepared else {}
         with self._alone(key), self._workspace(recipe, key, seed) as workspace:
             table, run = choice_table(workspace.blueprint.byte_model, self.pivot.count if self.pivot else "file"), workspace.run
-            if strategy is not None and self.pivot is not None and table.smallest() <= self.pivot.bytes:
-                results[strategy] = workspace.search(strategy, self.pivot)  # else every run searches by itself
+            if self.pivot is not None and table.smallest() <= self.pivot.bytes:  # else every run searches by itself
+                results |= {strategy: workspace.search(strategy, self.pivot) for strategy in strategies}
             return Prepared(workspace.prepared(), results, table, run.seconds(), run.peaks_mib())
 
     @contextmanager

@@ -237,6 +237,12 @@ class Workspace:
         supernet.freeze(allocation)
         return supernet
 
+    def to_recover(self, result: SearchResult) -> Supernet:
+        """The frozen supernet of a result, with the weights and scales that its recovery starts from."""
+        where = self.blueprint.recipe.recovery.start
+        start = self.pretrained() if where == "pretrained" else result.searched if where == "search" else None
+        return self.frozen_supernet(result.allocation, start)
+
     def pretrained(self) -> Start:
         """The model as it was given, with a new head if it was a bare encoder."""
         model, _ = dataclasses.replace(self.blueprint.source, path=self.given_model).load(self.seed)
@@ -287,13 +293,13 @@ class Workspace:
         how = problem.table, quantizer, known.scales, few, problem.context, problem.stage
         return self._lasting(measured_scores(known.sensitivity, teacher, backbone, *how), problem.table)
 
-    def _recovered(self, problem: Problem, allocation: BitAllocation, stage: str) -> float:
+    def _recovered(self, problem: Problem, result: SearchResult, stage: str) -> float:
         """The divergence on the held-out part after a short recovery on the training part; read if the stage was done before."""
         run, recovery = problem.context.run, self.blueprint.recipe.recovery
         done = run.load_state(f"{stage}-loss")
         if done is None:
             settings = dataclasses.replace(recovery, steps=min(problem.search.race_steps, recovery.steps))
-            supernet, train = self.frozen_supernet(allocation), problem.train()
+            supernet, train = self.to_recover(result), problem.train()
             if settings.steps:
                 how = settings, problem.distillation, problem.context, stage
                 REFINERS[settings.training].refine(RefineProblem(supernet, self.teacher, train.data, lambda: train, *how))

@@ -8,8 +8,8 @@ Scored on training rows that no cell has trained on, so that choosing among cell
 those of the next 10,000 by hash after the 5,000 that share no three words in a row with these, since its training rows are
 phrases cut out of the same sentences. `--score dev` is for what choosing led to. A given `--teacher` must not have
 trained on them either: what was made from the 5,000 by this script or `autoquant finetune` has not. Each cell writes
-`results/ablation/<start of the teacher's hash>/<cell>.json`, with its answers to every row; cells that are there are skipped.
-`python experiments/tables.py` makes the table.
+`results/ablation/<start of the teacher's hash>/<cell>.json`, with its answers to every row (the teacher's lie beside it); cells
+that are there are skipped. `python experiments/tables.py` makes the table.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from autoquant.assets import default_backbone
 from autoquant.blueprint import Blueprint
 from autoquant.core.cost import SizeBudget
 from autoquant.core.derive import derive
-from autoquant.core.files import atomic_write_text, file_sha256
+from autoquant.core.files import atomic_file, atomic_write_text, file_sha256
 from autoquant.core.progress import TerminalProgress
 from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe, from_mapping, load_preset
@@ -56,6 +56,7 @@ from autoquant.workspace import Workspace
 RESULTS = Path(__file__).parent / "results" / "ablation"
 SCORED_ROWS, SCORED_SHARE, RUN = 10_000, 0.1, 3
 RANDOM_ALLOCATIONS = 20
+FULL = "-full-precision.npy"
 
 
 @dataclass(frozen=True)
@@ -398,10 +399,11 @@ def write_cell(options: Options, shared: Workspace, candidate: Candidate, more: 
 
 
 def teacher_logits(options: Options, shared: Workspace, scored: Encoded) -> np.ndarray:
-    """The teacher's answers to what cells are scored on, [texts, classes], computed once for all cells."""
-    file = options.runs / f"full-{shared.teacher_hash[:16]}-{shared.data_hashes()['evaluation'][:16]}.npy"
+    """The teacher's answers to what cells are scored on, [texts, classes], kept beside its cells."""
+    file = options.results / f"{options.task}-{options.score}{FULL}"
     if not file.exists():
-        np.save(file, predict_logits(shared.teacher, scored, device=shared.context.device))
+        with atomic_file(file) as opened:
+            np.save(opened, predict_logits(shared.teacher, scored, device=shared.context.device))
     found: np.ndarray = np.load(file)
     return found
 

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablation import ROWS
+from ablation import FULL, ROWS
 from scipy.stats import spearmanr
 
 from autoquant.compare.bootstrap import paired_difference
 from autoquant.compare.table import difference_text, points
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.settings import Recipe, from_mapping
+from autoquant.tasks.metrics import answers, score
 
 RESULTS = Path(__file__).parent / "results" / "ablation"
-EXCHANGED = {
+EXCHANGED_ROWS = {
     "default": "exchange",
     "uniform": "exchange-uniform",
     "search": "exchange-search",
@@ -32,20 +33,20 @@ Column = tuple[str, float, str, str]
 
 
 def ablation_table(folder: Path = RESULTS) -> str:
-    """Row x task and ratio: mean and range of the metric on held-out training rows, and the difference to `default`; range of
-    bytes before repair; seconds."""
+    """Row x task and ratio: mean and range of the metric on held-out training rows, the difference to `default`, and how many
+    answers are the teacher's; range of bytes before repair; seconds."""
     cells = read_cells(folder)
     if not cells:
         return "No cells yet: run `python experiments/ablation.py --data-dir glue`."
     _check_alike(cells)
     measured = [cell for cell in cells if cell["scored"] == "train" and cell["row"] in ROWS]
     columns = main_columns(measured)
-    heads = [f"{_column_name(column)} | minus default" for column in columns]
-    lines = [f"| | {' | '.join(heads)} | before repair | search s | recovery s |", f"|---{'|---' * (2 * len(columns) + 3)}|"]
+    heads = [f"{_column_name(column)} | minus default | as teacher" for column in columns]
+    lines = [f"| | {' | '.join(heads)} | before repair | search s | recovery s |", f"|---{'|---' * (3 * len(columns) + 3)}|"]
     for name in ROWS:
         shown = [shown_cells(measured, name, column) for column in columns]
         if any(shown):
-            values = [_value(own, measured, column) for own, column in zip(shown, columns, strict=True)]
+            values = [_value(own, measured, column, folder) for own, column in zip(shown, columns, strict=True)]
             lines.append(f"| {ROWS[name].about} | {' | '.join(values)} | {_costs(list(itertools.chain(*shown)))} |")
     return "\n".join([*lines, "", *_notes(measured), *_ranks(cells), *_stability(measured)])
 
@@ -70,7 +71,7 @@ def exchange_table(folder: Path = RESULTS) -> str:
     heads = ("full precision", "texts as they are", "words exchanged", "difference", "divergence, nats")
     lines = [f"| | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
     kinds = sorted({(_column(cell), cell["scored"]) for cell in cells}, key=lambda kind: (kind[1] == "dev", kind[0]))
-    for (column, scored), (plain, exchanged) in itertools.product(kinds, EXCHANGED.items()):
+    for (column, scored), (plain, exchanged) in itertools.product(kinds, EXCHANGED_ROWS.items()):
         alike = [cell for cell in cells if (_column(cell), cell["scored"]) == (column, scored)]
         sides = [[cell for cell in alike if cell["row"] == row] for row in (plain, exchanged)]
         if all(sides):
@@ -126,13 +127,33 @@ def shown_cells(cells: Cells, name: str, column: Column) -> Cells:
     return [cell for cell in own if _column(cell) == best]
 
 
-def _value(own: Cells, cells: Cells, column: Column) -> str:
-    """The metric, and its difference to `default` in the same precision and under the same teacher: two columns."""
+def _value(own: Cells, cells: Cells, column: Column, folder: Path) -> str:
+    """The metric, its difference to `default` in the same precision and under the same teacher, and how many answers are the
+    teacher's: three columns."""
     if not own:
-        return "missing |"
+        return "missing | |"
     default = [cell for cell in cells if cell["row"] == "default" and _column(cell) == _column(own[0])]
     mark = "" if _column(own[0]) == column else OTHER
-    return f"{_spread(own)}{mark} | {_difference(own, default)}"
+    return f"{_spread(own)}{mark} | {_difference(own, default)} | {_agreement(own, folder)}"
+
+
+def _agreement(own: Cells, folder: Path) -> str:
+    """Answers that are the teacher's too, in percent: mean and range; nothing where the teacher's are not known."""
+    pairs = [(np.array(cell.get("answers", [])), teacher_answers(cell, folder)) for cell in own]
+    shares = [100 * np.mean(ours == theirs) for ours, theirs in pairs if theirs is not None]
+    spread = f" ({min(shares):.2f} to {max(shares):.2f})" if len(shares) > 1 else ""
+    return f"{np.mean(shares):.2f}{spread}" if shares else ""
+
+
+def teacher_answers(cell: dict[str, Any], folder: Path) -> np.ndarray | None:
+    """Those of the cell's teacher, or where they were not kept of one that has all of its metrics; None in a regression."""
+    name, hash_ = f"{cell['task']}-{cell['scored']}{FULL}", cell["teacher_sha256"][:8]
+    for file in sorted(folder.glob(f"*/{name}"), key=lambda file: file.parent.name != hash_):
+        logits, labels = np.load(file), np.array(cell["labels"])
+        alike = len(logits) == len(labels) and score(tuple(cell["metrics"]), logits, labels) == cell["full_precision"]
+        if "answers" in cell and logits.shape[1] > 1 and (file.parent.name == hash_ or alike):
+            return answers(logits)
+    return None
 
 
 def _costs(own: Cells) -> str:
@@ -151,6 +172,8 @@ def _notes(measured: Cells) -> list[str]:
     notes = [f"Full precision: {', '.join(sorted(full))}. Seconds: medians on one busy CPU core. Cells by device: {counted}."]
     about = "in the other precision (bf16 or float32 products) or under another teacher, as is the `default` beside it"
     notes += [f"{OTHER} Trained {about}."]
+    kept = "those of teacher 140f73bc were not kept: 009e1fcf, of the same accuracy to the digit, stands in for it"
+    notes += [f"As teacher: percent of the answers that are full precision's; {kept}."]
     teachers = sorted(Counter(f"{c['task']} {c['teacher_sha256'][:8]}" for c in measured).items())
     if len(teachers) > len({c["task"] for c in measured}):
         notes.append(f"Cells by teacher: {', '.join(f'{name} {count}' for name, count in teachers)}.")

@@ -210,8 +210,9 @@ def test_a_race_ships_its_winner(reference: Reference, tmp_path: Path) -> None:
     assert set(losses) == set(CANDIDATES)
     winner = min(losses, key=losses.__getitem__)
     shipped = [tmp_path / "run" / folder / "model.safetensors" for folder in ("model", f"controls/{winner}")]
-    ours, theirs = ({name: array.shape for name, array in load_file(file).items()} for file in shipped)
-    assert ours == theirs  # which depend on the allocation
+    ours, theirs = ({name: a.tolist() for name, a in load_file(file).items() if "layout" in name} for file in shipped)
+    assert ours
+    assert ours == theirs  # the bits
     report = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert f"{losses[winner]:.4f}" in report
 

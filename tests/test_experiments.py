@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from autoquant.core.files import file_sha256
@@ -186,6 +187,23 @@ def test_a_column_has_one_precision_and_one_teacher(monkeypatch: pytest.MonkeyPa
     cells.append(cell("hard", 0.890, teacher_sha256="b" * 64))
     assert tables._value(tables.shown_cells(cells, "hard", column), cells, column) == "89.00† | "
     assert tables.twin_differences(cells) == [pytest.approx(-0.5)]
+
+
+def test_whose_answers_are_the_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: three of four, the teacher's own file first, a twin's of the same accuracy where there is none."""
+    tables = module("ablation_tables", monkeypatch)
+    for name, logits in {"aaaaaaaa": [[0, 1], [1, 0], [1, 0], [0, 1]], "bbbbbbbb": [[1, 0], [1, 0], [0, 1], [0, 1]]}.items():
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "sst2-train-full-precision.npy", np.array(logits, dtype=np.float32))
+    cell = {"task": "sst2", "scored": "train", "labels": [1, 0, 0, 0], "answers": [1, 0, 0, 0], "metrics": {"accuracy": 1.0}}
+    cell |= {"teacher_sha256": "aaaaaaaa0", "full_precision": {"accuracy": 0.75}}
+    assert tables.teacher_answers(cell, tmp_path).tolist() == [1, 0, 0, 1]
+    assert tables._agreement([cell], tmp_path) == "75.00"
+    assert tables._agreement([{**cell, "teacher_sha256": "bbbbbbbb0"}], tmp_path) == "25.00"
+    assert tables._agreement([{**cell, "teacher_sha256": "cccccccc0"}], tmp_path) == "75.00"
+    stranger = {**cell, "teacher_sha256": "cccccccc0", "full_precision": {"accuracy": 0.5}}
+    assert tables._agreement([stranger], tmp_path) == ""
+    assert tables._agreement([cell, {**cell, "answers": [1, 0, 0, 1]}], tmp_path) == "87.50 (75.00 to 100.00)"
 
 
 def test_what_stays_of_a_loss(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:

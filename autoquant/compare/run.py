@@ -129,9 +129,10 @@ class Bench:
         )
         logits, labels = pipeline.predict_folder(result.model_dir, self.data)
         metrics, prepared = result.metrics, None if task.own_size else parts.prepared(recipe, task.budget, task.seed)
-        seconds, peaks = [metrics["seconds"]], [metrics["peak_mib"]]
-        if prepared is not None:
-            seconds, peaks = [*seconds, prepared.seconds], [*peaks, prepared.peaks_mib]
+        seconds, peaks = metrics["seconds"], metrics["peak_mib"]
+        calibrated = [seconds, {} if prepared is None else prepared.seconds]
+        if prepared is not None:  # of a stage that this cell did itself its own
+            seconds, peaks = {**prepared.seconds, **seconds}, {**prepared.peaks_mib, **peaks}
         stages = [f"{part}-{recipe.search.strategy}" for part in OWN_STAGES]
         stages += [f"search-{other}" for other in LEARNS_FROM.get(recipe.search.strategy, ())]
         manifest = read_manifest(result.model_dir / "allocation.json")
@@ -142,8 +143,8 @@ class Bench:
             file_bytes=metrics["bytes"]["file"],
             metric=metrics["metric"]["value"],
             seed=task.seed,
-            seconds=sum(source.get(stage, 0.0) for source in seconds for stage in stages),
-            peak_mib=max(source.get(stage, 0.0) for source in peaks for stage in stages),
+            seconds=sum(seconds.get(stage, 0.0) for stage in stages),
+            peak_mib=max(peaks.get(stage, 0.0) for stage in stages),
             recovery_steps=recovery_steps(RunDirectory(run_dir)),
             teacher_hash=weights_sha256(parts.teacher),
             metric_name=metrics["metric"]["name"],
@@ -158,7 +159,7 @@ class Bench:
             device=device_name(self.machine.torch_device()),
             own_size=task.own_size,
             budget_counts=task.budget.count,
-            calibration_seconds=sum(source.get(CALIBRATION, 0.0) for source in seconds),
+            calibration_seconds=sum(source.get(CALIBRATION, 0.0) for source in calibrated),
             precision=self.machine.precision,
             derived_bytes=metrics["bytes"]["derived"],
         )

@@ -76,7 +76,7 @@ class SearchSettings:
     """How the bits are found."""
 
     strategy: str = "dnas"
-    """dnas, uniform, random, reversed, fisher, floor, measured, qbert, hawq, bp-nas, bsq, optuna or race."""
+    """dnas, uniform, random, reversed, fisher, lifted, measured, qbert, hawq, bp-nas, bsq, optuna or race."""
     steps: int = 300
     """Search steps, each one weight step and, once the bits are open, one architecture step."""
     batch_size: int = 32

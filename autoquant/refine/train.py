@@ -38,12 +38,12 @@ def terms_loss(problem: RefineProblem, terms: DistillationSettings, anneal: Anne
 
     def loss(batch: dict[str, Tensor], taught: Taught, done: float) -> Tensor:
         now = anneal(terms, done)
-        return distillation_loss(problem.supernet, batch, taught() if _ask_the_teacher(now) else None, now)
+        return distillation_loss(problem.supernet, batch, taught() if _asks_teacher(now) else None, now)
 
     return loss
 
 
-def _ask_the_teacher(terms: DistillationSettings) -> bool:
+def _asks_teacher(terms: DistillationSettings) -> bool:
     return max(terms.logits, terms.hidden) > 0
 
 
@@ -73,7 +73,7 @@ def everything(problem: RefineProblem) -> list[dict[str, Any]]:
 
 def learn(problem: RefineProblem, terms: DistillationSettings, groups: list[dict[str, Any]], anneal: Anneal = constant) -> None:
     """Train the parameter groups on the weighted terms, in place."""
-    train(problem, terms_loss(problem, terms, anneal), groups, _ask_the_teacher(terms))
+    train(problem, terms_loss(problem, terms, anneal), groups, _asks_teacher(terms))
 
 
 def train(problem: RefineProblem, loss: Loss, groups: list[dict[str, Any]], asks_teacher: bool = True) -> None:

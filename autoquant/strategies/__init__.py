@@ -8,8 +8,8 @@ from autoquant.strategies.bp_nas import BpNas
 from autoquant.strategies.bsq import Bsq
 from autoquant.strategies.dnas import Dnas
 from autoquant.strategies.fisher import Fisher
-from autoquant.strategies.floor import Floor
 from autoquant.strategies.hawq import Hawq
+from autoquant.strategies.lifted import Lifted
 from autoquant.strategies.measured import Measured
 from autoquant.strategies.optuna import Optuna
 from autoquant.strategies.qbert import Qbert
@@ -24,7 +24,7 @@ STRATEGIES: dict[str, SearchStrategy] = {
     "random": Random(),
     "reversed": Reversed(),
     "fisher": Fisher(),
-    "floor": Floor(),
+    "lifted": Lifted(),
     "measured": Measured(),
     "qbert": Qbert(),
     "hawq": Hawq(),

@@ -48,8 +48,8 @@ class Problem:
     """Another strategy's result under the same budget, run now or read from its finished stage."""
     measured: Callable[[Problem], Sensitivity]
     """`sensitivity` with every matrix tried at every width (`strategies.probe`), run now as this problem's stage."""
-    recovered: Callable[[Problem, BitAllocation, str], float]
-    """How far an allocation's predictions on the held-out part are from the teacher's, nats a text, after `search.race_steps` of
+    recovered: Callable[[Problem, SearchResult, str], float]
+    """How far a result's predictions on the held-out part are from the teacher's, nats a text, after `search.race_steps` of
     recovery on the training part, as the stage of that name."""
 
     @property

@@ -26,6 +26,7 @@ def near_tokens(embedding: Tensor, tokens: np.ndarray, special: tuple[int, ...])
     embedding: [vocabulary, width]. None of the `special` ones is a neighbour; there are fewer columns if there are few tokens.
     """
     unit = functional.normalize(embedding.float(), dim=1)
+    special = tuple(token for token in special if token < len(unit))  # a tokenizer may have more than its model
     count = min(NEIGHBOURS, len(unit) - len(special) - 1)
     near = torch.arange(len(unit), device=unit.device)[:, None].repeat(1, max(count, 1))
     if count < 1:

@@ -17,7 +17,7 @@ from autoquant.strategies.uniform import nearest_columns, widest_fitting
 
 
 @dataclass(frozen=True)
-class Floor:
+class Lifted:
     """Minimise the summed Fisher score within the budget, with at least the widest uniform width that fits; removes nothing."""
 
     def search(self, problem: Problem) -> SearchResult:
