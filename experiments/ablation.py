@@ -83,6 +83,7 @@ class Row:
 
 SEARCH, SOFT, LASTING = "search", {"sensitivity_temperature": 4.0}, {"lasting_0": 2.0, "lasting_1": 2.5}
 EXCHANGED, LONG_EXCHANGED = {"recovery": {"exchange": 0.3}}, {"recovery": {"exchange": 0.3, "steps": 800}}
+EXCHANGED_ALONE = {"recovery": {"exchange": 0.3, "mrem_steps": 0}}
 ROWS: dict[str, Row] = {
     "default": Row("default"),
     "uniform": Row("uniform bits", strategy="uniform"),
@@ -170,6 +171,7 @@ ROWS: dict[str, Row] = {
     "high-rate": Row("recovery rate 5e-4", {"recovery": {"learning_rate": 5e-4}}, searched_by="default"),
     # more texts
     "exchange": Row("recovery on exchanged words", EXCHANGED, searched_by="default"),
+    "exchange-no-mrem": Row("recovery on exchanged words, - reconstruction", EXCHANGED_ALONE, searched_by="default"),
     "exchange-uniform": Row("uniform bits, recovery on exchanged words", EXCHANGED, strategy="uniform"),
     "exchange-search": Row("recovery on exchanged words, - search", EXCHANGED, strategy="fisher"),
     "exchange-search-floor": Row(
