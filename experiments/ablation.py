@@ -319,7 +319,8 @@ def measure(options: Options, data: TaskData, teacher: Path, name: str, ratio: f
             if recipe.search.trust != shared.blueprint.recipe.search.trust:
                 result = derived_again(shared, result, budget, recipe.search.trust)
             shared, label = recovering(shared, recipe), recovery_label(name, recipe)
-        write_cell(options, shared, Candidate(name, ratio, recipe, row.strategy, label, budget, result), {})
+        more = {"race": shared.run.info()["race"]} if row.strategy == "race" else {}
+        write_cell(options, shared, Candidate(name, ratio, recipe, row.strategy, label, budget, result), more)
     if searcher not in {"default", *(other.searched_by for other in ROWS.values())}:
         shutil.rmtree(folder)
 

@@ -66,9 +66,9 @@ def annealed_table(folder: Path = RESULTS) -> str:
 
 
 def exchange_table(folder: Path = RESULTS) -> str:
-    """Recovery on exchanged words beside that on the texts as they are: metric, difference, and divergence from the teacher."""
+    """Recovery on exchanged words beside that on the texts as they are: metric, and how many answers are the teacher's."""
     cells = read_cells(folder)
-    heads = ("full precision", "texts as they are", "words exchanged", "difference", "divergence, nats")
+    heads = ("full precision", "texts as they are", "words exchanged", "difference", "as teacher: difference")
     lines = [f"| | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
     kinds = sorted({(_column(cell), cell["scored"]) for cell in cells}, key=lambda kind: (kind[1] == "dev", kind[0]))
     for (column, scored), (plain, exchanged) in itertools.product(kinds, EXCHANGED_ROWS.items()):
@@ -77,17 +77,11 @@ def exchange_table(folder: Path = RESULTS) -> str:
         if all(sides):
             metric, about = sides[0][0]["metric"], ROWS[plain].about
             full = points(sides[0][0]["full_precision"][metric])
-            change = _difference(sides[1], sides[0])
+            taught = teacher_answers(sides[0][0], folder)
+            changes = _difference(sides[1], sides[0]), "" if taught is None else _difference(sides[1], sides[0], taught)
             name = f"{_column_name(column)}{' dev' if scored == 'dev' else ''} ({metric}), {about}"
-            lines.append(f"| {name} | {full} | {' | '.join(map(_spread, sides))} | {change} | {_divergences(*sides)} |")
+            lines.append(f"| {name} | {full} | {' | '.join([*map(_spread, sides), *changes])} |")
     return "\n".join(lines)
-
-
-def _divergences(plain: Cells, exchanged: Cells) -> str:
-    """Means over the seeds that both have; nothing of cells that are older than the measure."""
-    known = [{cell["seed"]: cell["divergence"] for cell in side if "divergence" in cell} for side in (plain, exchanged)]
-    seeds = sorted(set(known[0]) & set(known[1]))
-    return " to ".join(f"{np.mean([side[seed] for seed in seeds]):.3f}" for side in known) if seeds else ""
 
 
 def read_cells(folder: Path) -> Cells:
@@ -196,14 +190,17 @@ def _column_name(column: Column) -> str:
     return f"{task} {ratio:g}x" + ("" if precision == "fp32" else f", {precision}")
 
 
-def _difference(own: Cells, default: Cells) -> str:
-    """To `default`, over the seeds that both have; nothing for `default` itself."""
+def _difference(own: Cells, default: Cells, taught: np.ndarray | None = None) -> str:
+    """To `default`, over the seeds that both have; nothing for `default` itself. `taught` [texts]: answers to agree with, instead
+    of the metric."""
     ours, theirs = ({cell["seed"]: cell for cell in side} for side in (own, default))
     seeds = sorted(set(ours) & set(theirs))
     if own[0]["row"] == "default" or not seeds or any("answers" not in side[seed] for side in (ours, theirs) for seed in seeds):
         return ""
-    answers = [np.array([side[seed]["answers"] for seed in seeds]) for side in (ours, theirs)]
-    return difference_text(paired_difference(own[0]["metric"], *answers, np.array(own[0]["labels"])))
+    given = [np.array([side[seed]["answers"] for seed in seeds]) for side in (ours, theirs)]
+    if taught is not None:
+        return difference_text(paired_difference("accuracy", *given, taught))
+    return difference_text(paired_difference(own[0]["metric"], *given, np.array(own[0]["labels"])))
 
 
 def _spread(cells: Cells) -> str:
