@@ -45,7 +45,7 @@ def test_one_teacher_and_one_search_for_all(parts: SharedParts) -> None:
     (folder,) = parts.folder.glob("seed0-*")
     assert searched(folder) == 0
     for size in (18_000, 24_000):
-        for name in ("dnas", "reversed", "fisher"):
+        for name in ("race", "dnas", "reversed", "fisher"):  # a race begins with the search
             parts.for_run(with_strategy(name), SizeBudget(size), 0)
     parts.for_run(dataclasses.replace(RECIPE, recovery=RecoverySettings(steps=7)), SizeBudget(18_000), 0)
     assert searched(folder) == RECIPE.search.steps
