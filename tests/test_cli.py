@@ -207,7 +207,7 @@ def test_a_race_ships_its_winner(reference: Reference, tmp_path: Path) -> None:
     more = ("--search.strategy", "race", "--search.race-steps", 3, "--recovery.exchange", 0.3)
     search(reference.run_dir / "teacher", reference.data, tmp_path / "run", *more, "--controls", *CANDIDATES)
     losses = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["race"]
-    assert set(losses) == set(CANDIDATES)
+    assert {"dnas", "uniform"} <= set(losses) <= set(CANDIDATES)  # after few steps a search has the bits of its prior
     winner = min(losses, key=losses.__getitem__)
     shipped = [tmp_path / "run" / folder / "model.safetensors" for folder in ("model", f"controls/{winner}")]
     ours, theirs = ({name: a.tolist() for name, a in load_file(file).items() if "layout" in name} for file in shipped)
