@@ -167,14 +167,15 @@ def test_what_the_comparison_lacks_knows_budgets(monkeypatch: pytest.MonkeyPatch
     assert text.endswith("sst2: uniform (seed 0 in part, 1); mrpc: everything.")
 
 
-def test_a_column_has_one_precision_and_one_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_column_has_one_precision_and_one_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that most cells have; cells of another are said beside their twins."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     tables = module("ablation_tables", monkeypatch)
 
     def cell(row: str, share: float, **more: Any) -> dict[str, Any]:
         metric = {"metric": "accuracy", "metrics": {"accuracy": share}}
-        return {"row": row, "task": "sst2", "ratio": 25.0, "seed": 0, "teacher_sha256": "a" * 64, **metric, **more}
+        about = {"row": row, "task": "sst2", "ratio": 25.0, "seed": 0, "scored": "train", "teacher_sha256": "a" * 64}
+        return {**about, **metric, **more}
 
     cells = [cell("default", 0.875), cell("uniform", 0.75), cell("default", 0.870, precision="bf16")]
     (column,) = tables.main_columns(cells)
@@ -182,10 +183,10 @@ def test_a_column_has_one_precision_and_one_teacher(monkeypatch: pytest.MonkeyPa
     assert tables.shown_cells(cells, "default", column) == cells[:1]
     assert tables.twin_differences(cells) == [pytest.approx(-0.5)]
     cells.append(cell("search", 0.880, precision="bf16", seed=1))
-    assert tables._value(tables.shown_cells(cells, "search", column), cells, column) == "88.00† | "
-    assert tables._value([], cells, column) == "missing |"
+    assert tables._value(tables.shown_cells(cells, "search", column), cells, column, tmp_path) == "88.00† |  | "
+    assert tables._value([], cells, column, tmp_path) == "missing | |"
     cells.append(cell("hard", 0.890, teacher_sha256="b" * 64))
-    assert tables._value(tables.shown_cells(cells, "hard", column), cells, column) == "89.00† | "
+    assert tables._value(tables.shown_cells(cells, "hard", column), cells, column, tmp_path) == "89.00† |  | "
     assert tables.twin_differences(cells) == [pytest.approx(-0.5)]
 
 
