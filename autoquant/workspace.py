@@ -294,18 +294,22 @@ class Workspace:
         return self._lasting(measured_scores(known.sensitivity, teacher, backbone, *how), problem.table)
 
     def _recovered(self, problem: Problem, result: SearchResult, stage: str) -> float:
-        """The divergence on the held-out part after a short recovery on the training part; read if the stage was done before."""
-        run, recovery = problem.context.run, self.blueprint.recipe.recovery
-        done = run.load_state(f"{stage}-loss")
+        steps = min(problem.search.race_steps, self.blueprint.recipe.recovery.steps)
+        return self.loss_after(steps, result, problem.context, stage)
+
+    def loss_after(self, steps: int, result: SearchResult, context: Context, stage: str) -> float:
+        """How far predictions on the held-out part are from the teacher's, nats a text, after so many steps of the recipe's
+        recovery on the training part; read if the stage was done before."""
+        done = context.run.load_state(f"{stage}-loss")
         if done is None:
-            settings = dataclasses.replace(recovery, steps=min(problem.search.race_steps, recovery.steps))
-            supernet, train = self.to_recover(result), problem.train()
-            if settings.steps:
-                how = settings, problem.distillation, problem.context, stage
-                REFINERS[settings.training].refine(RefineProblem(supernet, self.teacher, train.data, lambda: train, *how))
-            done = {"loss": mean_divergence(supernet, problem.held_out())}
-            run.save_state(f"{stage}-loss", done)
-            run.discard_state(stage)
+            recipe, supernet, seen = self.blueprint.recipe, self.to_recover(result), len(self.train)
+            settings = dataclasses.replace(recipe.recovery, steps=steps)
+            if steps:
+                how = lambda: self.outputs.part(0, seen), settings, recipe.distillation, context, stage
+                REFINERS[settings.training].refine(RefineProblem(supernet, self.teacher, self.train, *how))
+            done = {"loss": mean_divergence(supernet, self.outputs.part(seen, len(self.train_all)))}
+            context.run.save_state(f"{stage}-loss", done)
+            context.run.discard_state(stage)
         return float(done["loss"])
 
     def _lasting(self, sensitivity: Sensitivity, table: ChoiceTable) -> Sensitivity:

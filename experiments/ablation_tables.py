@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablation import FULL, ROWS
+from ablation import FULL
+from ablation_rows import ROWS
 from scipy.stats import spearmanr
 
 from autoquant.compare.bootstrap import paired_difference
@@ -48,7 +49,7 @@ def ablation_table(folder: Path = RESULTS) -> str:
         if any(shown):
             values = [_value(own, measured, column, folder) for own, column in zip(shown, columns, strict=True)]
             lines.append(f"| {ROWS[name].about} | {' | '.join(values)} | {_costs(list(itertools.chain(*shown)))} |")
-    return "\n".join([*lines, "", *_notes(measured), *_ranks(cells), *_stability(measured)])
+    return "\n".join([*lines, "", *_notes(measured, folder), *_ranks(cells), *_stability(measured)])
 
 
 def annealed_table(folder: Path = RESULTS) -> str:
@@ -139,13 +140,17 @@ def _agreement(own: Cells, folder: Path) -> str:
     return f"{np.mean(shares):.2f}{spread}" if shares else ""
 
 
+def _full_file(folder: Path, cell: dict[str, Any]) -> Path:
+    return folder / cell["teacher_sha256"][:8] / f"{cell['task']}-{cell['scored']}{FULL}"
+
+
 def teacher_answers(cell: dict[str, Any], folder: Path) -> np.ndarray | None:
     """Those of the cell's teacher, or where they were not kept of one that has all of its metrics; None in a regression."""
-    name, hash_ = f"{cell['task']}-{cell['scored']}{FULL}", cell["teacher_sha256"][:8]
-    for file in sorted(folder.glob(f"*/{name}"), key=lambda file: file.parent.name != hash_):
+    own = _full_file(folder, cell)
+    for file in sorted(folder.glob(f"*/{own.name}"), key=lambda file: file != own):
         logits, labels = np.load(file), np.array(cell["labels"])
         alike = len(logits) == len(labels) and score(tuple(cell["metrics"]), logits, labels) == cell["full_precision"]
-        if "answers" in cell and logits.shape[1] > 1 and (file.parent.name == hash_ or alike):
+        if "answers" in cell and logits.shape[1] > 1 and (file == own or alike):
             return answers(logits)
     return None
 
@@ -158,7 +163,7 @@ def _costs(own: Cells) -> str:
     return f"{' to '.join(f'{100 * s:+.1f} %' for s in sorted({min(off), max(off)})) if off else ''} | {' | '.join(spent)}"
 
 
-def _notes(measured: Cells) -> list[str]:
+def _notes(measured: Cells, folder: Path) -> list[str]:
     full = {f"{c['task']} {100 * c['full_precision'][c['metric']]:.2f}" for c in measured}
     devices = Counter(cell["device"] for cell in measured)
     counted = ", ".join(f"{device} {count}" for device, count in sorted(devices.items()))
@@ -166,8 +171,10 @@ def _notes(measured: Cells) -> list[str]:
     notes = [f"Full precision: {', '.join(sorted(full))}. Seconds: medians on one busy CPU core. Cells by device: {counted}."]
     about = "in the other precision (bf16 or float32 products) or under another teacher, as is the `default` beside it"
     notes += [f"{OTHER} Trained {about}."]
-    kept = "those of teacher 140f73bc were not kept: 009e1fcf, of the same accuracy to the digit, stands in for it"
-    notes += [f"As teacher: percent of the answers that are full precision's; {kept}."]
+    notes += ["As teacher: percent of the answers that are full precision's."]
+    silent = {c["teacher_sha256"][:8] for c in measured if not _full_file(folder, c).exists()}
+    if silent:
+        notes[-1] += f" Those of {', '.join(sorted(silent))} were not kept: a teacher with all of its metrics stands in for it."
     teachers = sorted(Counter(f"{c['task']} {c['teacher_sha256'][:8]}" for c in measured).items())
     if len(teachers) > len({c["task"] for c in measured}):
         notes.append(f"Cells by teacher: {', '.join(f'{name} {count}' for name, count in teachers)}.")

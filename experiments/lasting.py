@@ -28,10 +28,9 @@ from autoquant.core.run import RunDirectory
 from autoquant.core.settings import load_preset
 from autoquant.core.versions import versions
 from autoquant.machine import Machine
-from autoquant.refine import REFINERS, RefineProblem
+from autoquant.strategies import SearchResult
 from autoquant.strategies.uniform import nearest_columns
 from autoquant.tasks.load import load_glue
-from autoquant.training.distillation import mean_divergence
 from autoquant.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results" / "lasting"
@@ -103,28 +102,16 @@ def file(options: Options, name: str) -> Path:
 
 def measure(options: Options, workspace: Workspace, name: str) -> None:
     """The loss of a case before and after recovery."""
-    recipe, seen = workspace.blueprint.recipe, len(workspace.train)
-    unseen = workspace.outputs.part(seen, len(workspace.train_all))
-    supernet, stage = workspace.frozen_supernet(allocation(workspace, CASES[name])), f"lasting-{name.replace(' ', '-')}"
-    settings = dataclasses.replace(recipe.recovery, steps=options.steps)
-    before = mean_divergence(supernet, unseen)
-    problem = RefineProblem(
-        supernet,
-        workspace.teacher,
-        workspace.train,
-        lambda: workspace.outputs.part(0, seen),
-        settings,
-        recipe.distillation,
-        workspace.context,
-        stage,
-    )
+    result, context = SearchResult(allocation(workspace, CASES[name])), workspace.context
+    stage = f"lasting-{name.replace(' ', '-')}"
+    before = workspace.loss_after(0, result, context, f"{stage}-before")
     with workspace.timed(stage):
-        REFINERS[settings.training].refine(problem)
+        after = workspace.loss_after(options.steps, result, context, stage)
     content: dict[str, Any] = {
         "task": options.task,
         "case": name,
         "before": before,
-        "after": mean_divergence(supernet, unseen),
+        "after": after,
         "steps": options.steps,
         "seed": options.seed,
         "seconds": workspace.run.seconds()[stage],
@@ -132,7 +119,7 @@ def measure(options: Options, workspace: Workspace, name: str) -> None:
         "versions": versions(),
     }
     atomic_write_text(file(options, name), json.dumps(content, sort_keys=True) + "\n")
-    workspace.run.discard_state(stage)
+    workspace.run.discard_states(stage)
 
 
 def allocation(workspace: Workspace, case: Case) -> BitAllocation:

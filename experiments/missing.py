@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import ablation
 import tyro
+from ablation_rows import ROWS
 
 import compare
 from autoquant.core.files import file_sha256
@@ -95,9 +96,9 @@ def rows(options: Options, task: str, teacher: str) -> list[str]:
 
 def together() -> Iterator[list[str]]:
     """Rows that share a search, the one that searches first."""
-    for name, row in ablation.ROWS.items():
+    for name, row in ROWS.items():
         if not row.searched_by:
-            yield [name, *(other for other, its in ablation.ROWS.items() if its.searched_by == name)]
+            yield [name, *(other for other, its in ROWS.items() if its.searched_by == name)]
 
 
 def read(folder: Path, task: str) -> list[dict[str, Any]]:

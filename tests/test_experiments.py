@@ -119,11 +119,11 @@ def test_ablation(tiny_classifier_dir: Path, tmp_path: Path) -> None:
 
 
 def test_rows_that_share_a_search_differ_in_what_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    ablation = module("ablation", monkeypatch)
-    sharing = {name: row for name, row in ablation.ROWS.items() if row.searched_by}
+    rows = module("ablation_rows", monkeypatch).ROWS
+    sharing = {name: row for name, row in rows.items() if row.searched_by}
     assert {"annealed", "trust-50", "short-long"} <= set(sharing)
     for name, row in sharing.items():
-        searcher = ablation.ROWS[row.searched_by]
+        searcher = rows[row.searched_by]
         own, other = row.recipe("default"), searcher.recipe("default")
         search = dataclasses.replace(own.search, trust=other.search.trust)
         assert dataclasses.replace(own, search=search, recovery=other.recovery) == other, name

@@ -200,7 +200,7 @@ class RecoverySettings:
     noise: float = 0.1
     """quant-noise: share of the blocks that a step quantises."""
     exchange: float = 0.0
-    """Share of the words that a step of the training exchanges for near ones, for the teacher to read anew (labels stay)."""
+    """Share of the tokens that a step of the training exchanges for near ones, for the teacher to read anew (labels stay)."""
     mrem_steps: int = 50
     """Reconstruction steps per module (MREM), or per linear layer (layer-wise), after the training."""
     reconstruction: Literal["mrem-s", "mrem-p", "layer-wise"] = "mrem-s"

@@ -122,7 +122,8 @@ def _methods(sweep: Sweep) -> str:
 
 def _race(losses: Mapping[str, float]) -> list[Section]:
     """Who ran, the winner first; nothing where there was no race."""
-    text = "How far from the teacher's predictions on held-out training texts were after --search.race-steps; the least wins."
+    text = "How far predictions on held-out training texts were from the teacher's after --search.race-steps of recovery; "
+    text += "the least wins."
     rows = [[label(name), f"{loss:.4f}"] for name, loss in sorted(losses.items(), key=lambda item: item[1])]
     return [Section("Race", text, _table(["allocation", "nats a text"], rows))] if rows else []
 

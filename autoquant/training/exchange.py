@@ -1,4 +1,4 @@
-"""More texts than there are: words exchanged for near ones. The teacher says what the answer is, so no label is needed.
+"""More texts than there are: tokens exchanged for near ones. The teacher says what the answer is, so no label is needed.
 
 After TinyBERT's data augmentation (Jiao et al. 2020, section 4.2 and algorithm 1), which takes words that BERT's language model
 or GloVe finds near; here they are near by cosine in the teacher's own word embedding, and drawn anew in every step.
@@ -16,7 +16,7 @@ from torch.nn import functional
 from autoquant.training.batches import Encoded
 
 NEIGHBOURS = 10  # tokens of which one is drawn
-ROWS = 1024  # of the embedding, compared at once with all
+ROWS = 256  # of the embedding, compared at once with all: 0.3 GB with the largest vocabularies
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def near_tokens(embedding: Tensor, tokens: np.ndarray, special: tuple[int, ...])
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """Exchanges a `share` of the words of a batch; `near` [vocabulary, neighbours]."""
+    """Exchanges a `share` of the tokens of a batch; `near` [vocabulary, neighbours]."""
 
     share: float
     near: Tensor
