@@ -41,7 +41,7 @@ TITLES = {
     OURS: "autoquant model.onnx",
 }
 TASK_TEXTS = 64  # evaluation texts, one at a time and not padded, that stand for the task's own lengths
-LOADS = 3
+LOADS, LOADED_TOKENS = 3, 32  # each runs one text
 SHORTEST = 0.02  # seconds; quicker batches are repeated, so that the clock does not matter
 
 
@@ -93,7 +93,7 @@ def bench_run(
         computes = {name: _torch(teacher) if path.is_dir() else exporter.open(path, threads) for name, path in paths.items()}
         encoded = None if data is None else _encode(run.model_dir, teacher, data)
         result: dict[str, Any] = {"threads": threads, "bytes": {name: _bytes(path) for name, path in paths.items()}}
-        result |= _footprints(paths, threads)
+        result |= _footprints(paths, threads, min(LOADED_TOKENS, _positions(teacher)))
         result["workloads"] = {}
         for workload in _workloads(teacher, shapes, encoded):
             progress.say(f"Timing {workload.name}")
@@ -159,10 +159,15 @@ def _encode(folder: Path, teacher: Any, data: TaskData) -> Encoded:
     return encode(load_tokenizer(str(folder), BACKBONES[teacher.config.model_type]), data.evaluation, settings["max_length"])
 
 
+def _positions(model: Any) -> int:
+    """Tokens that a text may have."""
+    config = model.config
+    return int(config.max_position_embeddings - BACKBONES[config.model_type].first_position(config))
+
+
 def _workloads(teacher: Any, shapes: Sequence[tuple[int, int]], encoded: Encoded | None) -> list[Workload]:
     """The shapes that the model has positions for, filled with random tokens, and the task's own lengths."""
-    config = teacher.config
-    longest = config.max_position_embeddings - BACKBONES[config.model_type].first_position(config)
+    config, longest = teacher.config, _positions(teacher)
     draw = np.random.default_rng(0)
     found = []
     for texts, tokens in shapes:
@@ -206,11 +211,11 @@ def _seconds(compute: Compute, workload: Workload, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _footprints(paths: Mapping[str, Path], threads: int) -> dict[str, dict[str, float]]:
+def _footprints(paths: Mapping[str, Path], threads: int, tokens: int) -> dict[str, dict[str, float]]:
     """Load time and memory, each load in a process of its own; medians."""
     found: dict[str, dict[str, float]] = {"load_seconds": {}, "peak_mib": {}, "model_mib": {}}
     for name, path in paths.items():
-        command = [sys.executable, "-m", "autoquant.footprint", str(path), str(threads)]
+        command = [sys.executable, "-m", "autoquant.footprint", str(path), str(threads), str(tokens)]
         printed = [_output(command, path) for _ in range(LOADS)]
         for key, values in found.items():
             values[name] = float(np.median([json.loads(text.splitlines()[-1])[key] for text in printed]))

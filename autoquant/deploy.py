@@ -21,7 +21,7 @@ from autoquant.inference import load
 from autoquant.pack.model import load_packed, set_activation_bits
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.metrics import score
-from autoquant.training.batches import Encoded, encode
+from autoquant.training.batches import Encoded
 from autoquant.training.evaluate import collect_logits, predict_logits
 
 EXACT = 1e-4  # largest difference of a logit that a file with float activations may have
@@ -81,16 +81,8 @@ def read_metrics(run: RunDirectory) -> dict[str, Any]:
 
 def evaluate_exported(folder: str | Path, name: str, data: TaskData) -> dict[str, float]:
     """The task's metrics of the exported file in a packed folder. Raises ModelError or DataError if they do not fit."""
-    encoded = _encoded(Path(folder), data)
+    encoded = load(folder).evaluation(data)
     return score(data.task.metrics, _exported_logits(Path(folder), name, encoded), encoded.labels)
-
-
-def _encoded(folder: Path, data: TaskData) -> Encoded:
-    predictor = load(folder)
-    outputs = predictor.model.config.num_labels
-    if outputs != max(1, len(data.label_names)):
-        raise DataError(f"{folder} has {outputs} outputs, the data has {max(1, len(data.label_names))}: give its own task.")
-    return encode(predictor.tokenizer, data.evaluation, predictor.max_length)
 
 
 def _exported_logits(folder: Path, name: str, encoded: Encoded) -> np.ndarray:
@@ -105,7 +97,7 @@ def _measure(folder: Path, name: str, data: TaskData) -> dict[str, Any]:
     `float_activation_metrics` are those of the packed model with activations left as they are (learned ranges are part of
     it): what 8 bits must stay close to.
     """
-    encoded = _encoded(folder, data)
+    encoded = load(folder).evaluation(data)
     found, model = _exported_logits(folder, name, encoded), load_packed(folder)
     logits = {}
     for bits in {32, EXPORTERS[name].activation_bits}:

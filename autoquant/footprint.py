@@ -1,7 +1,9 @@
 """How long does a model take to load, and how much memory at most? Run in a process of its own, which prints JSON.
 
-    python -m autoquant.footprint model.onnx 1
-    python -m autoquant.footprint teacher/ 1
+    python -m autoquant.footprint model.onnx 1 32
+    python -m autoquant.footprint teacher/ 1 32
+
+The numbers are threads, and the tokens of the one text that is run.
 """
 
 import json
@@ -10,8 +12,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-
-TOKENS = 32
 
 
 def peak_mib() -> float:
@@ -26,18 +26,18 @@ def peak_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 1024)
 
 
-def load_onnx(path: str, threads: int) -> None:
-    """Load a session and run one text of 32 tokens."""
+def load_onnx(path: str, threads: int, tokens: int) -> None:
+    """Load a session and run one text."""
     from autoquant.export.onnx.session import open_session
 
     before, start = peak_mib(), time.perf_counter()
     session = open_session(path, threads)
     seconds = time.perf_counter() - start
-    session.run(None, {node.name: np.ones((1, TOKENS), np.int64) for node in session.get_inputs()})
+    session.run(None, {node.name: np.ones((1, tokens), np.int64) for node in session.get_inputs()})
     report(seconds, before)
 
 
-def load_torch(path: str, threads: int) -> None:
+def load_torch(path: str, threads: int, tokens: int) -> None:
     """The same of a transformers folder in float32."""
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -49,7 +49,7 @@ def load_torch(path: str, threads: int) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
     seconds = time.perf_counter() - start
     with torch.no_grad():
-        model(input_ids=torch.ones(1, TOKENS, dtype=torch.int64))
+        model(input_ids=torch.ones(1, tokens, dtype=torch.int64))
     report(seconds, before)
 
 
@@ -60,4 +60,4 @@ def report(seconds: float, before: float) -> None:
 
 if __name__ == "__main__":
     load = load_torch if Path(sys.argv[1]).is_dir() else load_onnx
-    load(sys.argv[1], int(sys.argv[2]))
+    load(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

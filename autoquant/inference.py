@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from autoquant.backbones import BACKBONES
 from autoquant.backbones.load import load_tokenizer, quiet_transformers
 from autoquant.core.errors import DataError, ModelError
 from autoquant.pack.model import load_packed
+from autoquant.tasks.data import TaskData
+from autoquant.training.batches import Encoded, encode
 
 Text = str | tuple[str, str]
 
@@ -38,7 +41,7 @@ class Predictor:
     def logits(self, texts: Sequence[Text], batch_size: int = 32) -> np.ndarray:
         """Raw outputs, [texts, classes] float32 (one column for regression)."""
         _check_texts(texts)
-        parts = []
+        texts, parts = list(texts), []  # a slice of a pandas Series keeps the labels of its rows
         for start in range(0, len(texts), batch_size):
             chunk = texts[start : start + batch_size]
             columns = [list(column) for column in zip(*chunk, strict=True)] if isinstance(chunk[0], tuple) else [list(chunk)]
@@ -52,6 +55,20 @@ class Predictor:
         if logits.shape[1] == 1:
             return [float(value) for value in logits[:, 0]]
         return [self.labels[int(index)] for index in logits.argmax(axis=1)]
+
+    def evaluation(self, data: TaskData) -> Encoded:
+        """The evaluation rows as this model reads them, their classes numbered as it numbers them.
+
+        Raises DataError if it has another number of outputs than the data has classes.
+        """
+        outputs, here = self.model.config.num_labels, [name.lower() for name in data.label_names]
+        if outputs != max(1, len(here)):
+            raise DataError(f"The model has {outputs} outputs, the data has {max(1, len(here))}: give its own task.")
+        encoded = encode(self.tokenizer, data.evaluation, self.max_length)
+        there = [self.labels[index].lower() for index in range(outputs)]
+        if here == there or sorted(here) != sorted(there):  # names such as LABEL_0 say nothing
+            return encoded
+        return dataclasses.replace(encoded, labels=np.array([there.index(name) for name in here])[encoded.labels])
 
 
 def _check_texts(texts: Sequence[Text]) -> None:

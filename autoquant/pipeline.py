@@ -267,10 +267,7 @@ def predict_folder(folder: str | Path, data: TaskData) -> tuple[np.ndarray, np.n
     from autoquant.inference import load
 
     predictor = load(folder)
-    outputs = predictor.model.config.num_labels
-    if outputs != max(1, len(data.label_names)):
-        raise DataError(f"{folder} has {outputs} outputs, the data has {max(1, len(data.label_names))}: give its own task.")
-    encoded = encode(predictor.tokenizer, data.evaluation, predictor.max_length)
+    encoded = predictor.evaluation(data)
     return predict_logits(predictor.model, encoded), encoded.labels
 
 

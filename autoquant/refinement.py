@@ -118,6 +118,8 @@ def refine(
     }
     defaults, expected = {"recovery": dataclasses.asdict(RECONSTRUCTION)}, 6 * plan.blueprint.full_bytes()
     with RunDirectory.open(run_path, settings, resume, expected, defaults) as run:
+        if allocation is not None:
+            run.record(allocation=str(allocation))
         workspace = Workspace(plan.blueprint, run, progress, machine, plan.seed)
         progress.plan(estimate_refinement(plan.blueprint, plan.name))
         done = rank is not None and _parallel_is_done(run, recovery, plan.name, rank)

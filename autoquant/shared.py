@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from autoquant import pipeline
 from autoquant.blueprint import Blueprint
-from autoquant.core.cost import MIB, ChoiceTable, SizeBudget, choice_table
+from autoquant.core.cost import ChoiceTable, SizeBudget, choice_table, mib_text
 from autoquant.core.errors import ModelError
 from autoquant.core.files import file_sha256
 from autoquant.core.progress import Progress
@@ -172,10 +172,6 @@ def pivot_budget(budgets: Sequence[int]) -> int:
 def cell_name(method: str, budget_bytes: int, seed: int) -> str:
     """`dnas-6MiB-seed0`."""
     return f"{method}-{mib_text(budget_bytes)}MiB-seed{seed}"
-
-
-def mib_text(size: int) -> str:
-    return f"{size / MIB:.4g}"
 
 
 def weights_sha256(model: str) -> str:

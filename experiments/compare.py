@@ -97,7 +97,9 @@ def asked(options: Options, seed: int) -> list[str]:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    resolve_methods([*map(argument, options.methods or ("all",))], load_preset(options.preset))
+    unplanned = sorted(set(options.methods) - {name for name, _ in planned()})
+    if unplanned:
+        raise SystemExit(f"'{unplanned[0]}' is no method of this comparison; --list names them.")
     for task in options.tasks:
         data = load_glue(task, options.data_dir)
         data = dataclasses.replace(data, train=data.train.subsample(options.train_rows))

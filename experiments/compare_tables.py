@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from autoquant.compare.cells import Cell, read_cells
-from autoquant.compare.table import NOTE, markdown, own_table, points, size_text, title, wide_table
+from autoquant.compare.table import NOTE, markdown, own_table, points, title, wide_table
+from autoquant.core.cost import mib_text
 from compare import CELLS, MATCHED, RATIOS, RESULTS, TASKS, planned
 
 PEERS = RESULTS / "peers"
@@ -69,8 +70,8 @@ def linears_table() -> str:
     for cell in peers:
         bits, size = f"{cell.recipe['linear_bits']:.2f}", f"{cell.recipe['linear_bytes']:,}"
         rows.append([_name(cell), bits, size, *_numbers(cell)])
-        alike = size_text(cell.recipe["linear_bytes"])
-        beside = [own for own in ours if own.task == cell.task and size_text(own.budget_bytes) == alike]
+        alike = mib_text(cell.recipe["linear_bytes"])
+        beside = [own for own in ours if own.task == cell.task and mib_text(own.budget_bytes) == alike]
         rows += [[_ours(own), "", f"{own.budget_bytes:,}", *_numbers(own)] for own in beside]
     return markdown(columns, rows)
 
@@ -83,10 +84,10 @@ def whole_table() -> str:
     columns = ["", "MiB, recounted", "MiB of its own file", *_heads(), "seconds", "peak MiB"]
     rows = []
     for cell in peers:
-        own = size_text(cell.recipe["own_file_bytes"])
-        rows.append([_name(cell), size_text(cell.file_bytes), own, *_numbers(cell)])
+        own = mib_text(cell.recipe["own_file_bytes"])
+        rows.append([_name(cell), mib_text(cell.file_bytes), own, *_numbers(cell)])
     for cell in _ours_whole():
-        rows.append([_ours(cell), size_text(cell.file_bytes), size_text(cell.file_bytes), *_numbers(cell)])
+        rows.append([_ours(cell), mib_text(cell.file_bytes), mib_text(cell.file_bytes), *_numbers(cell)])
     return markdown(columns, rows)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from autoquant import cli
+from autoquant.cli.options import DataOptions
+from autoquant.core.errors import DataError
 from autoquant.strategies import dnas
 from runs import MACHINE, log_of, refusal, search_arguments, stages_of
 
@@ -65,6 +67,15 @@ SETTINGS = {
 }
 
 
+def test_the_rows_that_are_chosen_must_differ_in_label(tmp_path: Path) -> None:
+    """One of 400 is positive, and not among the 20."""
+    rows = [f"text {row},{int(row == 200)}" for row in range(400)]
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *rows]) + "\n", "utf-8")
+    options = DataOptions(train_file=tmp_path / "a.csv", eval_file=tmp_path / "a.csv", train_rows=20)
+    with pytest.raises(DataError, match="--train-rows 20: all 20 rows have the same label"):
+        options.load()
+
+
 @pytest.mark.parametrize(("options", "expected"), SETTINGS.values(), ids=SETTINGS)
 def test_settings(
     options: list[str],
@@ -91,7 +102,7 @@ def test_a_budget_below_the_smallest_says_what_fills_it(
 ) -> None:
     message = refusal(search_arguments(tiny_model_dir, tiny_data, tmp_path / "run", "--budget-ratio", 11), capsys)
     assert "is below the smallest allocation, 0.01 MiB (header 0.01, rest 0.00, word_embedding 0.00" in message
-    assert "raise --budget-mib" in message
+    assert "raise the budget" in message
     assert not (tmp_path / "run").exists()
 
 

@@ -37,6 +37,7 @@ def test_everything_is_measured(
     reference: Reference, run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "LOADS", 1)
+    monkeypatch.setattr(bench, "LOADED_TOKENS", 10_000)  # more than the model has positions
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     capsys.readouterr()
     data = ["--data-dir", str(reference.data), "--task", "sst2"]

@@ -1,15 +1,19 @@
 """A packed folder in use: labels, pairs, values, and what it refuses."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import autoquant
 from autoquant.core.errors import CheckpointError, DataError, ModelError
 from autoquant.inference import Predictor
+from autoquant.pipeline import evaluate_folder
+from autoquant.tasks.load import from_rows
 from runs import Reference, reference, rows_of, search
 
 __all__ = ["reference"]
@@ -50,6 +54,25 @@ def test_answers_come_in_the_order_of_the_texts(tiny_classifier_dir: Path, tiny_
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, predictor.logits(texts, batch_size=64), atol=1e-5)
     np.testing.assert_allclose(logits, np.concatenate([predictor.logits([text]) for text in texts]), atol=1e-5)
+
+
+def test_a_column_of_a_table_is_a_list_of_texts(predictor: Predictor) -> None:
+    texts = [f"the film was {word}" for word in ("great", "awful", "dull")]
+    column = pd.Series(texts, index=[7, 5, 3])
+    np.testing.assert_array_equal(predictor.logits(column, batch_size=2), predictor.logits(texts, batch_size=2))
+
+
+def test_classes_in_another_order_are_the_same_classes(predictor: Predictor, reference: Reference) -> None:
+    """Numbers are names in their own order; the model's order is negative, positive."""
+    names = {0: "negative", 1: "positive"}
+    rows = [(text, names[label]) for text, label in rows_of(reference.data, 60)]
+    data = from_rows(rows, rows)
+    evaluation = dataclasses.replace(data.evaluation, labels=1 - data.evaluation.labels)
+    turned = dataclasses.replace(data, label_names=tuple(reversed(data.label_names)), evaluation=evaluation)
+    assert evaluate_folder(reference.model_dir, turned) == evaluate_folder(reference.model_dir, data)
+    assert predictor.evaluation(turned).labels.tolist() == data.evaluation.labels.tolist()
+    with pytest.raises(DataError, match="The model has 2 outputs, the data has 3"):
+        predictor.evaluation(dataclasses.replace(data, label_names=("a", "b", "c")))
 
 
 def test_long_texts_are_cut(predictor: Predictor) -> None:

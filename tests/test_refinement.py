@@ -100,6 +100,7 @@ def test_a_teacher_is_refined_with_an_allocation_from_elsewhere(
     cli.main(options)
     ours, theirs = read_manifest(tmp_path / "run" / "model" / "allocation.json"), read_manifest(recorded)
     assert manifest_allocation(ours) == manifest_allocation(theirs)
+    assert f"--allocation {recorded}" in (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "two allocations" in refusal([*options, "--bits", "2-2-8"], capsys)
     assert "Cannot read" in refusal([*options[:-1], str(tmp_path / "none.json")], capsys)
 

@@ -45,7 +45,7 @@ class DataOptions:
         """Read the data. Raises DataError in one line for anything malformed."""
         import dataclasses
 
-        from autoquant.tasks.load import SMALLEST_TRAIN, load_default, load_files, load_glue
+        from autoquant.tasks.load import SMALLEST_TRAIN, check_training, load_default, load_files, load_glue
 
         if self.train_rows is not None and self.train_rows < SMALLEST_TRAIN:
             raise DataError(f"--train-rows {self.train_rows} is too few: training takes at least {SMALLEST_TRAIN}.")
@@ -62,8 +62,10 @@ class DataOptions:
         else:
             data = load_default()
         source = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
-        train = data.train if self.train_rows is None else data.train.subsample(self.train_rows)
-        return dataclasses.replace(data, train=train, source=json.loads(json.dumps(source)))
+        if self.train_rows is not None:
+            data = dataclasses.replace(data, train=data.train.subsample(self.train_rows))
+            check_training(data.train.labels, f"--train-rows {self.train_rows}")
+        return dataclasses.replace(data, source=json.loads(json.dumps(source)))
 
     @classmethod
     def recorded(cls, source: Mapping[str, Any]) -> DataOptions:

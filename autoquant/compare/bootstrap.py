@@ -19,11 +19,6 @@ class Difference:
     low: float
     high: float
 
-    @property
-    def is_clear(self) -> bool:
-        """Whether 0 lies outside of the interval."""
-        return self.low > 0 or self.high < 0
-
 
 def paired_difference(
     metric: str, ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED

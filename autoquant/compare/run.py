@@ -22,7 +22,7 @@ from autoquant.blueprint import Blueprint
 from autoquant.compare.cells import Cell, read_cells, write_csv
 from autoquant.compare.methods import BASELINE, Method, resolve_methods
 from autoquant.compare.table import COLUMNS, NOTE, report, table, title
-from autoquant.core.cost import SizeBudget
+from autoquant.core.cost import SizeBudget, mib_text
 from autoquant.core.errors import AutoquantError, BudgetError, RunError
 from autoquant.core.files import atomic_write_text
 from autoquant.core.progress import Progress, SilentProgress, rounded
@@ -32,7 +32,7 @@ from autoquant.core.versions import device_name, versions
 from autoquant.export.manifest import manifest_allocation, read_manifest
 from autoquant.machine import Machine
 from autoquant.refine import REFINERS
-from autoquant.shared import SharedParts, cell_name, drop_copies, mib_text, pivot_budget, weights_sha256
+from autoquant.shared import SharedParts, cell_name, drop_copies, pivot_budget, weights_sha256
 from autoquant.strategies import LEARNS_FROM
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.metrics import answers
@@ -273,7 +273,7 @@ def _measure_all(bench: Bench, tasks: Sequence[Task], kept: Path) -> list[tuple[
     """Measure the missing cells, each in the CSV as soon as it is done; returns those that failed and why."""
     missing = [task for task in tasks if not _file(bench, task, kept).exists()]
     if missing:
-        _check_alike(bench, [task for task in tasks if task not in missing], kept)
+        _check_alike(bench, tasks, kept)
     failed: list[tuple[str, str]] = []
     began = time.monotonic()
     for number, task in enumerate(missing):
@@ -298,17 +298,21 @@ def _file(bench: Bench, task: Task, kept: Path) -> Path:
     return kept / f"{bench.data.task.name}-{task.name}.json"
 
 
-def _check_alike(bench: Bench, done: Sequence[Task], kept: Path) -> None:
-    """Raise RunError for a finished cell with another teacher, other data or another recipe than those to be measured."""
-    teacher = weights_sha256(bench.parts.teacher)
-    hashes = {"train": bench.data.train.sha256(), "evaluation": bench.data.evaluation.sha256()}
-    for task in done:
-        file = _file(bench, task, kept)
-        cell = Cell.read(file)
+def _check_alike(bench: Bench, tasks: Sequence[Task], kept: Path) -> None:
+    """Raise RunError for a finished cell that new ones could not stand beside, or for one of `tasks` that has another recipe."""
+    cells = {file: Cell.read(file) for file in sorted(kept.glob("*.json"))}
+    recipes = {_file(bench, task, kept): task.method.recipe for task in tasks}
+    labels = tuple(bench.data.evaluation.labels.tolist())
+    teacher = weights_sha256(bench.parts.teacher) if cells else ""
+    for file, cell in cells.items():
+        if cell.task != bench.data.task.name:
+            continue
         other = {
             "teacher": cell.teacher_hash != teacher,
-            "data": dict(cell.data_sha256) != hashes,
-            "recipe": from_mapping(Recipe, cell.recipe, file.name) != task.method.recipe,
+            "evaluation rows": cell.labels != labels,
+            "precision": cell.precision != bench.machine.precision,
+            "recipe": file in recipes and from_mapping(Recipe, cell.recipe, file.name) != recipes[file],
+            "training rows": file in recipes and cell.data_sha256.get("train") != bench.data.train.sha256(),
         }
         different = [name for name, differs in other.items() if differs]
         if different:

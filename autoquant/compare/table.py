@@ -10,7 +10,7 @@ import numpy as np
 from autoquant.compare.bootstrap import Difference, paired_difference
 from autoquant.compare.cells import Cell
 from autoquant.compare.methods import BASELINE
-from autoquant.core.cost import MIB
+from autoquant.core.cost import mib_text
 
 FULL_SHARE = 0.97  # of its budget that a method with free bits fills
 COLUMNS = ("method", "MiB", "file bytes", "seeds", "mean [range]", f"minus {BASELINE} [95 %]", "seconds", "peak MiB")
@@ -89,7 +89,7 @@ def full_precision(cells: Sequence[Cell]) -> Cell:
 def _texts(row: Summary) -> tuple[str, ...]:
     metric, spent = f"{points(row.mean)}{_spread(row)}", f"{row.seconds:.0f}"
     size, difference = f"{row.file_bytes:,}", difference_text(row.difference)
-    return row.method, size_text(row.budget_bytes), size, str(row.seeds), metric, difference, spent, f"{row.peak_mib:.0f}"
+    return row.method, mib_text(row.budget_bytes), size, str(row.seeds), metric, difference, spent, f"{row.peak_mib:.0f}"
 
 
 def points(share: float) -> str:
@@ -101,19 +101,15 @@ def points(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def size_text(size: int) -> str:
-    return f"{size / MIB:.4g}"
-
-
 def distinct_sizes(sizes: Iterable[int]) -> list[int]:
-    """Ascending; of those that `size_text` writes alike the smallest.
+    """Ascending; of those that `mib_text` writes alike the smallest.
 
     >>> distinct_sizes([5_000_000, 2_000_010, 2_000_000])
     [2000000, 5000000]
     """
     found: dict[str, int] = {}
     for size in sorted(sizes):
-        found.setdefault(size_text(size), size)
+        found.setdefault(mib_text(size), size)
     return list(found.values())
 
 
@@ -132,10 +128,17 @@ def wide_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
         methods.setdefault(row.method, {})[row.budget_bytes] = row
     columns = ["method", "seeds"]
     for size in sizes:
-        columns += [f"{teacher.full_precision_bytes / size:.3g}x ({size_text(size)} MiB)", f"minus {BASELINE} [95 %]"]
+        columns += [_budget_head(teacher, size), f"minus {BASELINE} [95 %]"]
     top = ["full precision", "", *[points(teacher.full_precision), ""] * len(sizes), "", ""]
     ranked = sorted(methods.items(), key=lambda item: -float(np.mean([row.mean for row in item[1].values()])))
     return [*columns, "seconds", "peak MiB"], [top, *(_wide_row(name, rows, sizes) for name, rows in ranked)]
+
+
+def _budget_head(teacher: Cell, size: int) -> str:
+    """A budget in MiB, and where it counts the whole file by how much that shrinks."""
+    if teacher.budget_counts != "file":
+        return f"{mib_text(size)} MiB of the {teacher.budget_counts}"
+    return f"{teacher.full_precision_bytes / size:.3g}x ({mib_text(size)} MiB)"
 
 
 def own_table(cells: Sequence[Cell], matched: Sequence[Cell] = ()) -> tuple[list[str], list[list[str]]]:
@@ -150,7 +153,7 @@ def own_table(cells: Sequence[Cell], matched: Sequence[Cell] = ()) -> tuple[list
     rows = []
     for row in sorted((row for row in summarise(cells) if row.own_size), key=lambda row: row.file_bytes):
         own = [cell for cell in cells if cell.own_size and (cell.method, cell.budget_bytes) == (row.method, row.budget_bytes)]
-        text = [row.method, str(row.seeds), size_text(row.file_bytes), f"{points(row.mean)}{_spread(row)}"]
+        text = [row.method, str(row.seeds), mib_text(row.file_bytes), f"{points(row.mean)}{_spread(row)}"]
         for others in beside.values():
             text += _beside(own, others)
         rows.append([*text, f"{row.seconds:.0f}", f"{row.peak_mib:.0f}"])
@@ -178,7 +181,7 @@ def _wide_row(method: str, rows: dict[int, Summary], sizes: Sequence[int]) -> li
 
 def _metric(row: Summary) -> str:
     """Mean and range; where a file is much smaller than it might be, its size too."""
-    smaller = f" at {size_text(row.file_bytes)} MiB" if row.file_bytes < FULL_SHARE * row.budget_bytes else ""
+    smaller = f" at {mib_text(row.file_bytes)} MiB" if row.file_bytes < FULL_SHARE * row.budget_bytes else ""
     return f"{points(row.mean)}{_spread(row)}{smaller}"
 
 

@@ -67,6 +67,15 @@ class SizeBudget:
         return cls(int(full_bytes / ratio), count)
 
 
+def mib_text(size: int) -> str:
+    """Bytes as people read them, in MiB.
+
+    >>> mib_text(6291456)
+    '6'
+    """
+    return f"{size / MIB:.4g}"
+
+
 def bucket_bits(groups: int) -> int:
     """Bits that index one of `groups` buckets (0 when there is only one)."""
     return (groups - 1).bit_length()
@@ -374,7 +383,7 @@ def check_budget(budget: SizeBudget, table: ChoiceTable, full_bytes: int, model:
         filling = ", ".join(f"{k} {v / MIB:.2f}" for k, v in sorted(parts.items(), key=lambda kv: -kv[1])[:4])
         raise BudgetError(
             f"Budget {budget.bytes / MIB:.2f} MiB is below the smallest allocation, {table.smallest() / MIB:.2f} MiB "
-            f"({filling}): raise --budget-mib, or allow fewer bits in the search space (--space), or --trim-positions."
+            f"({filling}): raise the budget, or allow fewer bits in the search space (--space), or --trim-positions."
         )
     if budget.bytes >= full_bytes:
         raise BudgetError(

@@ -5,31 +5,39 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from autoquant.core.cost import MIB
 from autoquant.core.settings import RECONSTRUCTION, load_preset
+from autoquant.tasks.task import MOVIES, TASKS
 
-GLUE = ("sst2", "cola", "mrpc", "rte", "stsb", "qnli", "qqp", "mnli", "wnli")
-EMBEDDED = "movies"
 USUAL_SOURCE = {"text_column": ["text"], "label_column": "label"}
 
 
-def run_command(settings: Mapping[str, Any], task: str, source: Mapping[str, Any] | None = None) -> str:
-    """The command of a run from its run.json: its settings, and `data_source`, the options that loaded its data.
+def run_command(
+    settings: Mapping[str, Any],
+    task: str,
+    source: Mapping[str, Any] | None = None,
+    allocation: str | None = None,
+    run_dir: str | Path = ".",
+) -> str:
+    """The command of a run from its run.json: its settings, `data_source`, the options that loaded its data, and `allocation`,
+    the file that a refinement was given.
 
-    A sweep's trial, whose search was shared, is applied again.
+    A sweep's trial, whose search was shared, is applied again, from the allocation that `run_dir` has.
     """
     data = data_options(task, source)
     if "refine" in settings:
-        return refine_command(settings, data)
+        return refine_command(settings, data, allocation)
     searched = "recipe" in settings and "shared" not in settings
-    return search_command(settings, data) if searched else apply_command(settings, data)
+    return search_command(settings, data) if searched else apply_command(settings, data, Path(run_dir))
 
 
-def refine_command(settings: Mapping[str, Any], data: Sequence[str]) -> str:
+def refine_command(settings: Mapping[str, Any], data: Sequence[str], allocation: str | None = None) -> str:
     """`autoquant refine ...`."""
     parts = ["autoquant", "refine", settings["refine"]["source"], *data]
+    parts += [] if allocation is None else ["--allocation", allocation]
     for name in ("bits", "activation_bits", "activations"):
         value = settings["refine"].get(name)
         parts += [] if value is None else _option(name, value)
@@ -42,9 +50,9 @@ def refine_command(settings: Mapping[str, Any], data: Sequence[str]) -> str:
     return shlex.join([*parts, *machine_options(settings["machine"]), *options])
 
 
-def apply_command(settings: Mapping[str, Any], data: Sequence[str]) -> str:
-    """`autoquant apply ...`; the allocation's own file stands in model/."""
-    parts = ["autoquant", "apply", "model/allocation.json", "--model", settings["model"], *data]
+def apply_command(settings: Mapping[str, Any], data: Sequence[str], run_dir: Path) -> str:
+    """`autoquant apply ...`; the allocation's own file stands in the run's model/."""
+    parts = ["autoquant", "apply", str(run_dir / "model" / "allocation.json"), "--model", settings["model"], *data]
     return shlex.join(
         [*parts, *machine_options(settings["machine"]), *([] if settings.get("recovery", True) else ["--no-recovery"])]
     )
@@ -54,8 +62,9 @@ def search_command(settings: Mapping[str, Any], data: Sequence[str]) -> str:
     """`autoquant search ...` from the settings in run.json; only what differs from the defaults is spelled out."""
     budget = settings["budget"]
     parts = ["autoquant", "search", "--model", settings["model"], *data]
-    parts += ["--budget-mib", mib_number(budget["bytes"])]
-    parts += ["--count", budget["count"]] if budget["count"] != "file" else []
+    if not settings["recipe"].get("encoder_bits"):  # that says the size, and counts what no --count does
+        parts += ["--budget-mib", mib_number(budget["bytes"])]
+        parts += ["--count", budget["count"]] if budget["count"] != "file" else []
     parts += ["--controls", *settings["controls"]]
     return shlex.join([*parts, *common_options(settings)])
 
@@ -70,9 +79,9 @@ def data_options(task: str, source: Mapping[str, Any] | None = None) -> list[str
     if source is not None:
         given = {name: value for name, value in source.items() if value is not None and value != USUAL_SOURCE.get(name)}
         return [part for name, value in given.items() for part in _option(name, value)]
-    if task == EMBEDDED:
+    if task == MOVIES.name:
         return []
-    return ["--task", task] if task in GLUE else ["--train-file", "TRAIN", "--eval-file", "EVAL"]
+    return ["--task", task] if task in TASKS else ["--train-file", "TRAIN", "--eval-file", "EVAL"]
 
 
 def common_options(settings: Mapping[str, Any]) -> list[str]:

@@ -11,17 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def dominates(a: Sequence[float], b: Sequence[float], maximise: Sequence[bool]) -> bool:
-    """Whether `a` is at least as good as `b` everywhere and better somewhere.
-
-    Equal points do not dominate each other. A point with a NaN neither dominates nor is dominated: it compares with nothing.
-    """
-    costs = _costs(np.array([a, b], dtype=np.float64), maximise)
-    return bool((costs[0] <= costs[1]).all() and (costs[0] < costs[1]).any())
-
-
 def non_dominated(values: np.ndarray, maximise: Sequence[bool]) -> np.ndarray:
-    """The front as a mask [points]: True where no other point dominates.
+    """The front as a mask [points]: True where no other point dominates, that is, is as good everywhere and better somewhere.
 
     Equal points are all on the front or all off it. A point with a NaN (a metric that was not measured) is never on it, and
     takes nobody else off it.

@@ -70,10 +70,14 @@ def run_page(folder: Path) -> str:
         *_curve_sections(run.read_log(), metrics["bytes"]["budget"] if metrics["bytes"]["count"] == "file" else None),
         Section("Bytes", "Everything that model.safetensors holds.", _figure(plots.byte_breakdown(manifest))),
         Section("Seconds", "Wall-clock time of every stage.", _seconds(metrics["seconds"])),
-        _reproduce(run_command(info["settings"], metrics["task"], info.get("data_source")), info),
+        _reproduce(_command(info, metrics["task"], folder), info),
     ]
-    title = f"{metrics['task']}: {label(metrics['strategy'])} at {metrics['bytes']['file'] / MIB:.2f} MiB"
+    title = f"{metrics['task']}: {plots.label_of(metrics['strategy'])} at {metrics['bytes']['file'] / MIB:.2f} MiB"
     return _page(title, f"{folder.name}, {info['created']}", _run_tiles(metrics), sections)
+
+
+def _command(info: Mapping[str, Any], task: str, folder: Path) -> str:
+    return run_command(info["settings"], task, info.get("data_source"), info.get("allocation"), folder)
 
 
 def as_sweep(metrics: Mapping[str, Any], manifest: Mapping[str, Any]) -> Sweep:
@@ -114,7 +118,7 @@ def _run_tiles(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def _methods(sweep: Sweep) -> str:
     full = [["full precision", f"{sweep.full_precision_bytes:,}", "1.0x", f"{sweep.full_precision_metric:.4f}"]]
     rows = [
-        [label(p.strategy), f"{p.file_bytes:,}", f"{sweep.full_precision_bytes / p.file_bytes:.1f}x", f"{p.metric:.4f}"]
+        [plots.label_of(p.strategy), f"{p.file_bytes:,}", f"{sweep.full_precision_bytes / p.file_bytes:.1f}x", f"{p.metric:.4f}"]
         for p in sweep.points
     ]
     return _table(["allocation", "file bytes", "ratio", sweep.metric], full + rows)
@@ -124,7 +128,7 @@ def _race(losses: Mapping[str, float]) -> list[Section]:
     """Who ran, the winner first; nothing where there was no race."""
     text = "How far predictions on held-out training texts were from the teacher's after --search.race-steps of recovery; "
     text += "the least wins."
-    rows = [[label(name), f"{loss:.4f}"] for name, loss in sorted(losses.items(), key=lambda item: item[1])]
+    rows = [[plots.label_of(name), f"{loss:.4f}"] for name, loss in sorted(losses.items(), key=lambda item: item[1])]
     return [Section("Race", text, _table(["allocation", "nats a text"], rows))] if rows else []
 
 
@@ -165,7 +169,7 @@ def sweep_page(sweep: Sweep, folder: Path) -> str:
     sections = [Section("The front", f"{text} {sweep.note}", _figure(plots.front(sweep)))]
     sections.append(Section("Configurations", "Mean (smallest to largest) over seeds.", configurations_table(sweep, folder)))
     if len(best) > 1:
-        text = f"Mean bits per weight of each kind of matrix as the budget grows ({label(best[0].strategy)})."
+        text = f"Mean bits per weight of each kind of matrix as the budget grows ({plots.label_of(best[0].strategy)})."
         sections.append(Section("Where more bytes go", text, _figure(plots.bits_by_budget(sweep, best[0].strategy))))
     sections += [Section(f"Allocation at {_mib(c)} MiB", _about(c), _figure(_heatmap(c))) for c in best]
     for shared in sorted((folder / "shared").glob("*/metrics.jsonl")):
@@ -190,7 +194,7 @@ def _heatmap(configuration: Configuration) -> go.Figure:
 
 def _about(configuration: Configuration) -> str:
     point = configuration.points[0]
-    return f"{label(point.strategy)}, seed {point.seed}, {point.file_bytes:,} bytes; hover for sub-groups."
+    return f"{plots.label_of(point.strategy)}, seed {point.seed}, {point.file_bytes:,} bytes; hover for sub-groups."
 
 
 def _mib(configuration: Configuration) -> str:
@@ -212,7 +216,7 @@ def configurations_table(sweep: Sweep, folder: Path | None = None) -> str:
         settings = escape(", ".join(f"{k} {v}" for k, v in c.settings.items()))
         ratio = f"{sweep.full_precision_bytes / size:.1f}x"
         front = "yes" if c.on_front else ""
-        row = [_mib(c), escape(label(c.strategy)), settings, f"{size:,.0f}", ratio, value, seeds, front]
+        row = [_mib(c), escape(plots.label_of(c.strategy)), settings, f"{size:,.0f}", ratio, value, seeds, front]
         rows.append(row + ([f"{c.folded.mean[latency]:.2f}"] if latency is not None else []))
     return _table(columns, rows, raw=True)
 
@@ -231,14 +235,10 @@ def _sweep_tiles(sweep: Sweep) -> list[tuple[str, str, str]]:
         ("full precision", f"{sweep.full_precision_metric:.4f}", f"{sweep.full_precision_bytes / MIB:.1f} MiB"),
     ]
     text = "of the box from 0 bytes to float32's size under full precision's metric"
-    return tiles + [(f"hypervolume, {label(name)}", f"{volume:.2%}", text) for name, volume in volumes.items()]
+    return tiles + [(f"hypervolume, {plots.label_of(name)}", f"{volume:.2%}", text) for name, volume in volumes.items()]
 
 
 # HTML -------------------------------------------------------------------------------------------------------------
-
-
-def label(strategy: str) -> str:
-    return plots.label_of(strategy)
 
 
 def _figure(figure: go.Figure) -> str:

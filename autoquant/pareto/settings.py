@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from optuna.trial import Trial
 
-from autoquant.core.cost import MIB
+from autoquant.core.cost import MIB, mib_text
 from autoquant.core.errors import BudgetError, RunError, SpaceError
 from autoquant.core.settings import Recipe, from_mapping
 from autoquant.pareto.command import common_options, data_options, mib_number
 from autoquant.pareto.trials import Plan
 from autoquant.pareto.tuning import SAMPLERS, Range, check_tunable, parse_range, suggest
-from autoquant.shared import cell_name, mib_text
+from autoquant.shared import cell_name
 from autoquant.strategies import check_strategies
 
 

@@ -23,8 +23,9 @@ SQLITE_PATIENCE = 60.0  # seconds that one process waits for another's write
 
 
 def default_storage(folder: Path) -> str:
-    """The SQLite file of a sweep in `folder`."""
-    return f"sqlite:///{folder.absolute() / 'study.db'}"
+    """The SQLite file of a sweep in `folder`, as a URL."""
+    path = str(folder.absolute() / "study.db")
+    return "sqlite:///" + path.replace("%", "%25").replace("?", "%3F")  # else they would escape, and end the path
 
 
 def without_password(storage: str) -> str:

@@ -22,7 +22,7 @@ def widest_fitting(table: ChoiceTable, capacity: int) -> int:
     """The widest width that everything may have at once within `capacity` bytes. Raises BudgetError if there is none."""
     fitting = [width for width in table.widths if table.total(nearest_columns(table, width)) <= capacity]
     if not fitting:
-        raise BudgetError(f"No uniform width fits {capacity} bytes: raise --budget-mib.")
+        raise BudgetError(f"No uniform width fits {capacity} bytes: raise the budget.")
     return fitting[-1]
 
 

@@ -65,7 +65,7 @@ def _row_table(rows: Sequence[Row], source: str) -> Table:
         raise DataError(f"{source} is empty: give rows (text, label) or ((text, text), label).")
     try:
         texts = [(text,) if isinstance(text, str) else tuple(text) for text, _ in rows]
-        columns = dict(zip(("text", "text_pair"), zip(*texts, strict=True), strict=False))
+        columns = dict(zip(("text", "text_pair")[: len(texts[0])], zip(*texts, strict=True), strict=True))
     except (TypeError, ValueError) as error:
         raise DataError(f"{source} must be rows (text, label) or ((text, text), label).") from error
     return Table(source, {**columns, "label": [label for _, label in rows]})
@@ -152,22 +152,22 @@ def _hub_tables(task: Task) -> tuple[Table, Table]:
 def _classification(task: Task, train: Table, evaluation: Table, index: Mapping[str, int]) -> TaskData:
     """`index` maps a label as written to its class."""
     parts = [_with_texts(task, table, _class_labels(table, task.label_column, index)) for table in (train, evaluation)]
-    _check_training(train, parts[0].labels)
+    check_training(parts[0].labels, train.source)
     return TaskData(task, parts[0], parts[1], task.label_names)
 
 
 def _regression(task: Task, train: Table, evaluation: Table) -> TaskData:
     parts = [_with_texts(task, table, _numeric_labels(table, _label_column(task, table))) for table in (train, evaluation)]
-    _check_training(train, parts[0].labels)
+    check_training(parts[0].labels, train.source)
     return TaskData(task, parts[0], parts[1], ())
 
 
-def _check_training(train: Table, labels: np.ndarray) -> None:
-    """Raise DataError unless there is something to learn: enough rows, and labels that differ."""
-    if len(train) < SMALLEST_TRAIN:
-        raise DataError(f"{train.source} has {len(train)} rows: training takes at least {SMALLEST_TRAIN}.")
+def check_training(labels: np.ndarray, source: str) -> None:
+    """Raise DataError unless there is something to learn from the rows with these labels: enough of them, and not all alike."""
+    if len(labels) < SMALLEST_TRAIN:
+        raise DataError(f"{source} has {len(labels)} rows: training takes at least {SMALLEST_TRAIN}.")
     if len(np.unique(labels)) < 2:
-        raise DataError(f"{train.source}: all {len(train)} rows have the same label: training takes at least two different ones.")
+        raise DataError(f"{source}: all {len(labels)} rows have the same label: training takes at least two different ones.")
 
 
 def _label_column(task: Task, table: Table) -> str:

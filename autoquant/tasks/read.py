@@ -11,6 +11,8 @@ from pathlib import Path
 
 from autoquant.core.errors import DataError
 
+CSV_FIELD_CHARACTERS = 2**31 - 1  # of a text; csv's own limit is 128 KiB
+
 
 @dataclass(frozen=True, eq=False)
 class Table:
@@ -60,6 +62,7 @@ def _tsv(content: bytes, source: str) -> dict[str, list[object]]:
 
 
 def _csv(content: bytes, source: str) -> dict[str, list[object]]:
+    csv.field_size_limit(CSV_FIELD_CHARACTERS)
     reader = csv.reader(io.StringIO(_decode(content, source), newline=""), strict=True)
     try:
         return _columns(((reader.line_num, cells) for cells in reader if cells), source)

@@ -261,3 +261,21 @@ def test_cells_of_another_recipe_are_not_taken_over(
     (run_dir / "results" / old.name).write_text(json.dumps(changed), "utf-8")
     said = refusal(arguments(reference, run_dir, "--methods", "uniform"), capsys)
     assert "was made with another recipe: move it elsewhere" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [("teacher_hash", "0" * 64, "teacher"), ("precision", "bf16", "precision"), ("labels", [0], "evaluation rows")],
+)
+def test_cells_that_could_not_stand_beside_new_ones_are_said_before_any_is_measured(
+    finished: Path, reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: object, what: str
+) -> None:
+    """Even those of methods that are not asked for."""
+    run_dir = tmp_path / "run"
+    (run_dir / "results").mkdir(parents=True)
+    old = next((finished / "results").glob("*uniform-0.018*seed0.json"))
+    changed = json.loads(old.read_text("utf-8")) | {key: value}
+    (run_dir / "results" / old.name).write_text(json.dumps(changed), "utf-8")
+    said = refusal(arguments(reference, run_dir, "--methods", "fisher"), capsys)
+    assert f"was made with another {what}: move it elsewhere" in said
+    assert [file.name for file in (run_dir / "results").iterdir()] == [old.name]

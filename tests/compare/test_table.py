@@ -80,6 +80,11 @@ def test_budgets_side_by_side() -> None:
     assert by_name["uniform"][2:6] == ["", "", "75.00 at 1.907 MiB", ""]
 
 
+def test_a_budget_of_the_encoder_is_no_share_of_the_file() -> None:
+    columns, _ = wide_table([small_cell("uniform", budget_counts="encoder")])
+    assert columns[2] == "2 MiB of the encoder"
+
+
 def test_recipes_of_their_own_size_have_a_table_of_their_own() -> None:
     fixed = small_cell("gobo-3-4-32", 0, RIGHT, own_size=True, budget_bytes=123, file_bytes=2**20)
     student = {"full_precision": 0.5, "full_precision_bytes": 15_000_000}

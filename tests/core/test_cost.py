@@ -182,7 +182,7 @@ def test_table_by_hand() -> None:
 
 def test_budgets_out_of_reach_say_what_fills_them() -> None:
     table = choice_table(model())
-    with pytest.raises(BudgetError, match=r"below the smallest allocation.*header.*raise --budget-mib") as caught:
+    with pytest.raises(BudgetError, match=r"below the smallest allocation.*header.*raise the budget") as caught:
         check_budget(SizeBudget(table.smallest() - 1), table, 10_000, model())
     assert "\n" not in str(caught.value)
     with pytest.raises(BudgetError, match="not below full precision"):

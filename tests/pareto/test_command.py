@@ -10,7 +10,7 @@ import pytest
 from autoquant import cli
 from autoquant.cli.options import BudgetOptions, DataOptions
 from autoquant.core.cost import SizeBudget
-from autoquant.core.settings import Recipe, load_preset
+from autoquant.core.settings import Recipe, available_presets, load_preset
 from autoquant.pareto.command import data_options, mib_number, recipe_options, run_command
 from runs import Reference, reference
 
@@ -40,12 +40,20 @@ def test_a_default_recipe_needs_no_options() -> None:
     assert recipe_options(dataclasses.asdict(load_preset("default"))) == []
 
 
-@pytest.mark.parametrize("preset", ["quick", "default"])
+@pytest.mark.parametrize("preset", available_presets())
 def test_any_preset_can_be_spelled_out(preset: str) -> None:
     recipe: Recipe = load_preset(preset)
     command = cli.parse(["search", *recipe_options(dataclasses.asdict(recipe))])
     assert isinstance(command, cli.Search)
     assert command.recipe == recipe
+
+
+def test_a_recipe_that_fixes_its_size_needs_no_budget(reference: Reference) -> None:
+    settings = json.loads((reference.run_dir / "run.json").read_text("utf-8"))["settings"]
+    fixed = {"recipe": dataclasses.asdict(load_preset("aqbert-2.5")), "budget": {"bytes": 12345, "count": "codes"}}
+    command = cli.parse(shlex.split(run_command({**settings, **fixed}, "sst2"))[1:])
+    assert isinstance(command, cli.Search)
+    assert (command.budget.resolve(), command.recipe) == (None, load_preset("aqbert-2.5"))
 
 
 def test_data_of_ones_own_has_places_to_fill_in() -> None:
@@ -57,7 +65,8 @@ def test_data_of_ones_own_has_places_to_fill_in() -> None:
 def test_an_applied_allocation() -> None:
     machine = {"device": "cpu", "threads": 0, "precision": "fp32", "compile": True}
     settings = {"model": "teacher", "recovery": False, "machine": machine}
-    assert run_command(settings, "movies") == "autoquant apply model/allocation.json --model teacher --device cpu --no-recovery"
+    again = "autoquant apply runs/a/model/allocation.json --model teacher --device cpu --no-recovery"
+    assert run_command(settings, "movies", run_dir="runs/a") == again
     assert "--model teacher --task cola --device cpu" in run_command(settings, "cola")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from autoquant import assets
 from autoquant.core.errors import DataError
-from autoquant.tasks.load import load_default, load_files, load_glue, load_movies
+from autoquant.tasks.load import from_rows, load_default, load_files, load_glue, load_movies
 from autoquant.tasks.task import TASKS
 
 ROWS = 24
@@ -236,6 +236,12 @@ def test_columns_that_are_not_there(tmp_path: Path) -> None:
         load_files(train, train, ("text",), "gold")
     with pytest.raises(DataError, match="3 text columns given"):
         load_files(train, train, ("text", "text", "text"), "label")
+
+
+def test_more_than_two_texts_in_a_row() -> None:
+    rows = [((text, "b", "c"), index % 2) for index, text in enumerate(texts())]
+    with pytest.raises(DataError, match=r"train must be rows \(text, label\) or"):
+        from_rows(rows, rows)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -49,6 +49,12 @@ def test_tsv_quotes_are_text_and_csv_quotes_are_syntax(tmp_path: Path) -> None:
     assert read_table(tmp_path / "d.csv").column("text") == ["two\nlines"]
 
 
+def test_a_csv_text_may_be_as_long_as_a_book(tmp_path: Path) -> None:
+    long = "word " * 40_000
+    (tmp_path / "d.csv").write_text(f"text,label\n{long},1\n", "utf-8")
+    assert read_table(tmp_path / "d.csv").column("text") == [long]
+
+
 def test_json_lines_under_the_name_json(tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text('{"a": 1}\n{"b": 2}\n', "utf-8")
     assert read_table(tmp_path / "d.json").columns == {"a": [1, None], "b": [None, 2]}

@@ -69,8 +69,8 @@ class Layer:
 class Classifier:
     """A BERT-like sequence classifier.
 
-    `types` is None where the architecture has no token types; `first_position` is the row of `positions` of a text's first
-    token, and `padding` the id of the padding token where positions are counted over what is not padding (else None).
+    `types` is None where the architecture has no token types; `padding` is the id of the padding token where positions are
+    counted over what is not padding (else None).
     """
 
     words: Matrix

@@ -111,7 +111,6 @@ def bits_by_budget(sweep: Sweep, strategy: str) -> go.Figure:
     """Mean bits of every kind of matrix as the budget grows, over seeds."""
     figure = go.Figure()
     rows = [c for c in sweep.of_strategy(strategy) if not c.settings and c.points[0].allocation]
-    ticks = [c.budget_bytes / MIB for c in rows]
     kinds = list(dict.fromkeys(m["kind"] for c in rows for m in c.points[0].allocation["matrices"]))
     for kind in kinds:
         means = [np.mean([mean_bits(m for m in p.allocation["matrices"] if m["kind"] == kind) for p in c.points]) for c in rows]
