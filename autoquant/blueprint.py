@@ -76,6 +76,20 @@ class Blueprint:
                 f"Quantizer {name} cannot remove heads or FFN blocks, as space '{space}' would: try --space codebook."
             )
 
+    def check_searchable(self, budget: SizeBudget) -> None:
+        """Raise BudgetError if the budget cannot be met, SpaceError if the recovery needs what a search may remove."""
+        self.table(budget)
+        recovery, space = self.recipe.recovery, self.space
+        if recovery.training == "ternarybert" and recovery.steps and space.heads:
+            raise SpaceError(
+                f"--recovery.training ternarybert needs every head, of which space '{space.name}' can remove some: try retrain."
+            )
+        if recovery.reconstruction == "layer-wise" and recovery.mrem_steps and (space.heads or space.ffn_blocks):
+            raise SpaceError(
+                "--recovery.reconstruction layer-wise needs every head and FFN block, of which "
+                f"space '{space.name}' can remove some: try mrem-s."
+            )
+
     def without_student(self) -> Blueprint:
         """The same of the model with all its layers."""
         recipe = dataclasses.replace(self.recipe, student=StudentSettings())

@@ -116,7 +116,7 @@ def search(
     model, data = resolve_inputs(model, as_task(train, evaluation))
     blueprint = Blueprint.draw(str(model), data, recipe, max_length, trim_positions)
     size = resolve_budget(budget, blueprint)
-    blueprint.table(size)
+    blueprint.check_searchable(size)
     settings = {
         "model": str(model),
         "task": data.task.name,

@@ -32,7 +32,7 @@ def show_plan(blueprint: Blueprint, budget: Budget | None, count: str, progress:
     progress.say(f"Time: about {rounded(total)} on 2 CPU cores{control} ({len(stages)} stages).")
     if budget is not None or blueprint.own_budget is not None:
         size = resolve_budget(budget, blueprint)
-        blueprint.table(size)
+        blueprint.check_searchable(size)
         ratio = blueprint.full_bytes(size.count) / size.bytes
         progress.say(f"Budget {size.bytes:,} bytes ({size.bytes / MIB:.2f} MiB) can be met: {ratio:.1f}x smaller.")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,7 +81,6 @@ class Workspace:
         self.blueprint, self.run, self.progress, self.seed = blueprint, run, progress, seed
         self.context = Context(run, progress, machine.torch_device(), seed, machine.precision, machine.checkpoint_seconds)
         self.given_model = blueprint.source.path  # another where the teacher was made elsewhere, for several runs
-        self._inner_seconds = 0.0  # of the stages within the one being timed
         machine.configure()
         if machine.emulates_bfloat16():
             progress.say("Note: this CPU has no bfloat16 instructions, so --precision bf16 is many times slower: leave it out.")
@@ -100,15 +98,10 @@ class Workspace:
         Matrix products in it are the fast ones.
         A stage within it, such as the search that `reversed` turns around, has its seconds to itself.
         """
-        start, outer = time.monotonic(), self._inner_seconds
-        self._inner_seconds = 0.0
-        with watched_memory() as peak, fast_products(self.context.device, longest(self.train_all)):
+        with self.run.timed(stage), watched_memory() as peak, fast_products(self.context.device, longest(self.train_all)):
             try:
                 yield
             finally:
-                spent = time.monotonic() - start
-                self.run.add_seconds(stage, spent - self._inner_seconds)
-                self._inner_seconds = outer + spent
                 peak.look()
                 self.run.add_peak(stage, peak.mib)
 
@@ -167,7 +160,7 @@ class Workspace:
             scales = self.starting_point.scales  # its time is counted there
             with self.timed("calibrate"):
                 blueprint, table = self.blueprint, choice_table(self.blueprint.byte_model)
-                data, counts = self._calibration_texts, blueprint.token_counts
+                data, counts = self.calibration_texts, blueprint.token_counts
                 backbone, quantizer = blueprint.source.backbone, blueprint.quantizer
                 search, bar = blueprint.recipe.search, self.progress
                 how = search.sensitivity == "coherent", search.sensitivity_temperature
@@ -177,7 +170,8 @@ class Workspace:
         return Calibration(self.starting_point.scales, Sensitivity(saved["choices"].numpy(), saved["removals"].numpy()))
 
     @cached_property
-    def _calibration_texts(self) -> Encoded:
+    def calibration_texts(self) -> Encoded:
+        """Of the training part: what scales start from, and what sensitivities are measured on."""
         order = np.random.default_rng((self.seed, 3)).permutation(len(self.train))
         return self.train.select(order[: self.blueprint.recipe.search.calibration_samples])
 
@@ -193,7 +187,7 @@ class Workspace:
         return StartingPoint(saved["scales"], saved["ranges"])
 
     def _start_quantisers(self) -> dict[str, Any]:
-        blueprint, device, data = self.blueprint, self.context.device, self._calibration_texts
+        blueprint, device, data = self.blueprint, self.context.device, self.calibration_texts
         table = choice_table(blueprint.byte_model)
         self.progress.say("Searching scales for every width")
         moments = input_moments(self.teacher, list(table.slices()), data, device)
@@ -245,7 +239,9 @@ class Workspace:
 
     def pretrained(self) -> Start:
         """The model as it was given, with a new head if it was a bare encoder."""
-        model, _ = dataclasses.replace(self.blueprint.source, path=self.given_model).load(self.seed)
+        model, has_head = dataclasses.replace(self.blueprint.source, path=self.given_model).load(self.seed)
+        if has_head:
+            self.progress.say(f'Note: {self.given_model} is fine-tuned already: recovery\'s start "pretrained" is that.')
         return Start(model.state_dict(), self.starting_point.scales)
 
     def _supernet(self, model: nn.Module, table: ChoiceTable, scales: dict[str, Tensor]) -> Supernet:
@@ -287,7 +283,7 @@ class Workspace:
 
     def _measured(self, problem: Problem) -> Sensitivity:
         """The sensitivities as they come out when every matrix is tried at every width."""
-        blueprint, known, texts = self.blueprint, self.calibration, self._calibration_texts
+        blueprint, known, texts = self.blueprint, self.calibration, self.calibration_texts
         few = texts.select(np.arange(min(len(texts), blueprint.recipe.search.measured_samples)))
         teacher, backbone, quantizer = self.teacher, blueprint.source.backbone, blueprint.quantizer
         how = problem.table, quantizer, known.scales, few, problem.context, problem.stage
@@ -328,6 +324,7 @@ class Workspace:
                 result = STRATEGIES[strategy].search(problem)
             self.run.save_state(name, result.to_state())
             self.run.discard_state(stage)
+            self.run.discard_states(strategy)  # what a strategy keeps on its way is named after it
             saved = self.run.load_state(name)
         assert saved is not None
         return SearchResult.from_state(saved)

@@ -93,6 +93,7 @@ def main() -> None:
         raise SystemExit(f"No row '{unknown[0]}'; known are {', '.join(ROWS)} and rank.")
     data = task_data(options)
     teacher = options.teacher or train_teacher(options, data)
+    check_teacher(options, data, teacher)
     options = dataclasses.replace(options, results=options.results / file_sha256(teacher / "model.safetensors")[:8])
     for seed, ratio, name in itertools.product(options.seeds, options.ratios, options.rows):
         if name == "rank":
@@ -148,6 +149,16 @@ def train_teacher(options: Options, data: TaskData) -> Path:
     return folder
 
 
+def check_teacher(options: Options, data: TaskData, teacher: Path) -> None:
+    """Raise SystemExit for a teacher that has trained on more than cells do, and so on what they are scored on."""
+    run = teacher.parent / "run.json"
+    if options.score == "dev" or not run.is_file():
+        return
+    hashes = json.loads(run.read_text("utf-8"))["settings"].get("data", {})
+    if hashes.get("train") != data.train.sha256():
+        raise SystemExit(f"{teacher} was made from other training rows: leave --teacher out, then one is trained.")
+
+
 def machine(options: Options) -> Machine:
     return Machine(threads=options.threads, precision=options.precision)
 
@@ -180,7 +191,9 @@ def workspace(options: Options, data: TaskData, teacher: Path, name: str, recipe
         "seed": seed,
     }
     with RunDirectory.open(options.runs / name, settings, resume=True, defaults={"recipe": dataclasses.asdict(Recipe())}) as run:
-        yield Workspace(blueprint, run, TerminalProgress(), machine(options), seed)
+        found = Workspace(blueprint, run, TerminalProgress(), machine(options), seed)
+        found.given_model = options.model or default_backbone()
+        yield found
 
 
 def measure(options: Options, data: TaskData, teacher: Path, name: str, ratio: float, seed: int) -> None:

@@ -5,7 +5,8 @@
 
 One line a process: a method and seed of the comparison (both sizes), or the rows of the ablation that share a search at a ratio
 and seed. Cells of other teachers count as missing. The comparison has one teacher a task: where that one is no longer there, the
-task is measured anew as a whole, so move its cells away first.
+task is measured anew as a whole, so move its cells away first. But for sst2 the ablation is scored on a tenth of the training
+file, so it has a teacher that has not seen that tenth, `--teacher mrpc-ablation=DIR`: ablation.py makes one in its `--runs`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Options:
     tasks: tuple[str, ...] = compare.TASKS
     what: tuple[Literal["compare", "ablation"], ...] = ("compare", "ablation")
     teacher: tuple[str, ...] = ()
-    """Fine-tuned teachers as task=folder; without one every process would train its own."""
+    """Fine-tuned teachers as task=folder, or task-ablation=folder; without one every process would train its own."""
     ratios: tuple[float, ...] = compare.RATIOS
     precision: Literal["fp32", "bf16"] = "fp32"
     results: Path = compare.RESULTS
@@ -46,13 +47,18 @@ class Options:
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     teachers = dict(entry.split("=", 1) for entry in options.teacher)
-    lacking = sorted(set(options.tasks) - set(teachers))
+    needed = {(task, what): own(task, what) for task in options.tasks for what in options.what}
+    lacking = sorted(set(needed.values()) - set(teachers))
     if lacking:
         raise SystemExit(f"No teacher for {', '.join(lacking)}: train it with `autoquant finetune`, give --teacher TASK=DIR.")
-    for task in options.tasks:
-        find = {"compare": comparison, "ablation": rows}
-        for line in (line for what in options.what for line in find[what](options, task, teachers[task])):
+    for (task, what), name in needed.items():
+        for line in {"compare": comparison, "ablation": rows}[what](options, task, teachers[name]):
             print(line)
+
+
+def own(task: str, what: str) -> str:
+    """The name of the teacher that a table of a task is measured with."""
+    return f"{task}-ablation" if what == "ablation" and task != "sst2" else task
 
 
 def common(options: Options, number: str) -> list[object]:

@@ -3,7 +3,9 @@
     python experiments/scores.py --data-dir glue --teacher runs/sst2/teacher --json
 
 Budgets of the linear layers alone (MB of 1,000,000 bytes, activations in float) as other tools are compared at, and of whole
-files (ratios, 8-bit activations). Scored on training sentences that are in no training file. Writes `results/scores.json`.
+files (ratios, 8-bit activations). Scored on training sentences that are in no training file. `summed` is what the scores say an
+allocation loses, a sub-group at a time, on texts that the teacher trained on, `loss_of_summed` what it loses there as a whole.
+Writes `results/scores.json`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from torch.nn.functional import kl_div
 
 from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
@@ -35,6 +36,7 @@ from autoquant.strategies.reuse import rederive
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import load_glue
 from autoquant.training.batches import encode
+from autoquant.training.distillation import divergence
 from autoquant.training.evaluate import predict_logits
 from autoquant.workspace import Workspace
 
@@ -104,11 +106,13 @@ def under(
     with tempfile.TemporaryDirectory() as folder, RunDirectory.open(Path(folder) / "run", {}, resume=False) as run:
         workspace = Workspace(blueprint, run, SilentProgress(), Machine(threads=options.threads), seed)
         scored, strategy = encode(blueprint.source.tokenizer, data.evaluation, 64), recipe.search.strategy
-        teacher = torch.from_numpy(predict_logits(workspace.teacher, scored)).log_softmax(1)
+        seen = workspace.calibration_texts
+        seen = seen.select(np.arange(min(len(seen), samples or len(seen))))
+        teacher, teacher_seen = (torch.from_numpy(predict_logits(workspace.teacher, texts)) for texts in (scored, seen))
         for name, budget in budgets:
             allocation, summed = allocate(workspace, budget)
-            logits = torch.from_numpy(predict_logits(workspace.frozen_supernet(allocation).eval(), scored))
-            loss = kl_div(logits.log_softmax(1), teacher, log_target=True, reduction="batchmean").item()
+            student = workspace.frozen_supernet(allocation).eval()
+            logits, logits_seen = (torch.from_numpy(predict_logits(student, texts)) for texts in (scored, seen))
             yield {
                 "budget": name,
                 "strategy": strategy,
@@ -116,8 +120,9 @@ def under(
                 "measured": samples,
                 "seed": seed,
                 "accuracy": float((logits.argmax(1).numpy() == scored.labels).mean()),
-                "loss": loss,
+                "loss": divergence(teacher, logits) / len(scored),
                 "summed": summed,
+                "loss_of_summed": divergence(teacher_seen, logits_seen) / len(seen),
                 "seconds": round(run.seconds()[f"search-{strategy}"], 1),
             }
 

@@ -36,6 +36,11 @@ SETTINGS = {
     "another task's folder": (["--task", "rte", "--data-dir", "{data}/SST-2"], "folder of sst2"),
     "task and file": (["--task", "sst2", "--train-file", "{train}", "--eval-file", "{train}"], "not both"),
     "unknown space": (["--space", "nonsense"], "rows, structured"),
+    "heads that may go": (["--space", "structured", "--recovery.training", "ternarybert"], "ternarybert needs every head"),
+    "blocks that may go": (
+        ["--space", "structured", "--recovery.reconstruction", "layer-wise", "--recovery.mrem-steps", "1"],
+        "layer-wise needs every head and FFN block",
+    ),
     "unknown preset": (["--preset", "nonsense"], "default"),
     "unknown strategy": (["--search.strategy", "nonsense"], "dnas, uniform, random, reversed, fisher"),
     "unknown control": (["--controls", "uniform", "nonsense"], "dnas, uniform, random, reversed, fisher"),

@@ -251,7 +251,7 @@ def _fitting(bench: Bench, methods: Sequence[Method]) -> Iterator[Task]:
             raise BudgetError(f"{method.name} needs budgets: give --budget-mib 4,6 or --budget-ratio 15,25.")
         for budget in bench.budgets if own is None else [own]:
             try:
-                blueprint.table(budget)
+                blueprint.check_searchable(budget)
             except BudgetError as error:
                 refusal = error
                 bench.progress.say(f"Left out: {method.name} at {mib_text(budget.bytes)} MiB. {error}")

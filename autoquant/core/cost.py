@@ -381,8 +381,9 @@ def check_budget(budget: SizeBudget, table: ChoiceTable, full_bytes: int, model:
         choice = np.where(table.allowed, table.bytes, np.iinfo(np.int64).max).argmin(axis=1)
         parts = model.breakdown(table.to_allocation(choice), budget.count)
         filling = ", ".join(f"{k} {v / MIB:.2f}" for k, v in sorted(parts.items(), key=lambda kv: -kv[1])[:4])
+        whole = " with every head and FFN block in place" if model.units else ""
         raise BudgetError(
-            f"Budget {budget.bytes / MIB:.2f} MiB is below the smallest allocation, {table.smallest() / MIB:.2f} MiB "
+            f"Budget {budget.bytes / MIB:.2f} MiB is below the smallest allocation{whole}, {table.smallest() / MIB:.2f} MiB "
             f"({filling}): raise the budget, or allow fewer bits in the search space (--space), or --trim-positions."
         )
     if budget.bytes >= full_bytes:

@@ -31,7 +31,8 @@ class Derived:
 def derive(values: np.ndarray, table: ChoiceTable, budget_bytes: int, removal: np.ndarray | None = None) -> Derived:
     """The allocation that maximises summed `values` [N, K] plus, for each unit removed, its `removal` [U], within the budget.
 
-    Without `removal`, or where the table has no units, nothing is removed. Raises BudgetError when nothing fits.
+    Without `removal`, or where the table has no units, nothing is removed. Raises BudgetError when nothing fits without a
+    removal, whatever one would bring.
     """
     best, most = None, -np.inf
     for gone in _cut_offs(values, table, budget_bytes, removal):

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import pickle
+import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._clock: tuple[str, float] | None = None  # the stage under way, and until when its time is written down
 
     @classmethod
     @contextmanager
@@ -214,6 +216,7 @@ class RunDirectory:
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
+        self._write_time()
 
     def load_state(self, stage: str) -> dict[str, Any] | None:
         """The checkpoint of a stage, on the CPU, or None. Raises CheckpointError when it is damaged or of another run."""
@@ -256,12 +259,28 @@ class RunDirectory:
         """The result of a finished stage, or None."""
         return self._stages().get(stage, {}).get("result")
 
-    def add_seconds(self, stage: str, seconds: float) -> None:
-        """Add to the time of a stage; call it with every checkpoint, so that the sum spans interruptions."""
-        self._write_stage(stage, seconds=self.seconds().get(stage, 0.0) + seconds)
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the wall-clock seconds of a block to its stage; a block within it has its seconds to itself.
+
+        They are written down with every checkpoint, so that a kill costs as much time as it costs work.
+        """
+        self._write_time()
+        outer, self._clock = self._clock, (stage, time.monotonic())
+        try:
+            yield
+        finally:
+            self._write_time()
+            self._clock = None if outer is None else (outer[0], time.monotonic())
+
+    def _write_time(self) -> None:
+        if self._clock is not None:
+            (stage, since), now = self._clock, time.monotonic()
+            self._write_stage(stage, seconds=self.seconds().get(stage, 0.0) + now - since)
+            self._clock = stage, now
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of every stage so far, interruptions included."""
+        """Seconds of every stage so far, up to its last checkpoint, over all interruptions."""
         return {stage: entry["seconds"] for stage, entry in self._stages().items() if "seconds" in entry}
 
     def add_peak(self, stage: str, mib: float) -> None:

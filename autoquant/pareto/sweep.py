@@ -98,7 +98,7 @@ def sweep(
     for variant in (recipe, *size_variants(recipe, settings.ranges)):
         blueprint = Blueprint.draw(path, data, variant, max_length, trim_positions)
         for size in settings.budgets:
-            blueprint.table(pipeline.resolve_budget(SizeBudget(size, count), blueprint))
+            blueprint.check_searchable(pipeline.resolve_budget(SizeBudget(size, count), blueprint))
     folder = Path(run_dir)
     storage, name = storage or default_storage(folder), study_name or folder.absolute().name
     with storage_errors(storage):

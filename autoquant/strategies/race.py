@@ -37,5 +37,4 @@ class Race:
         if not losses:
             raise refusal
         run.record(race=losses)
-        run.discard_states("race")
         return found[min(losses, key=losses.__getitem__)]

@@ -29,8 +29,9 @@ class TeacherBatch:
 
 @torch.no_grad()
 def teach(teacher: nn.Module, batch: dict[str, Tensor]) -> TeacherBatch:
-    """The outputs of a forward pass; labels in the batch are not looked at."""
-    out = teacher(**_inputs(batch), output_hidden_states=True)
+    """The outputs of a forward pass, of float32 products whatever the student's are; labels in the batch are not looked at."""
+    with torch.autocast(batch["input_ids"].device.type, enabled=False):
+        out = teacher(**_inputs(batch), output_hidden_states=True)
     return TeacherBatch(out.logits.float(), torch.stack(out.hidden_states).float())
 
 

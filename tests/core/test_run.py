@@ -380,19 +380,40 @@ def test_a_state_of_another_run_is_refused(tmp_path):
 # Stages
 
 
-def test_results_and_seconds_outlive_the_process(tmp_path):
+def test_results_and_seconds_outlive_the_process(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     with RunDirectory.open(tmp_path, SETTINGS) as run:
         assert run.seconds() == {}
         run.finish("teacher", {"accuracy": 0.8})
-        run.add_seconds("teacher", 1.5)
-        run.add_seconds("search", 2.0)
+        with run.timed("teacher"):
+            now[0] += 1.5
+        with run.timed("search"):
+            now[0] += 2
         run.finish("export", {})
     with RunDirectory.open(tmp_path, SETTINGS, resume=True) as run:
-        run.add_seconds("search", 3.0)
+        with run.timed("search"):
+            now[0] += 3
         assert run.finished("teacher") == {"accuracy": 0.8}
         assert run.finished("search") is None
         assert run.finished("export") == {}
         assert run.seconds() == {"teacher": 1.5, "search": 5.0}
+
+
+def test_seconds_are_written_with_every_checkpoint_and_belong_to_the_innermost_stage(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with RunDirectory.open(tmp_path, SETTINGS) as run, run.timed("search"):
+        now[0] += 4
+        run.save_state("search", {"step": 1})
+        now[0] += 1
+        assert RunDirectory(tmp_path).seconds() == {"search": 4}  # what a kill leaves
+        with run.timed("teacher"):
+            now[0] += 10
+            run.save_state("teacher", {"step": 1})
+            now[0] += 10
+        now[0] += 1
+    assert RunDirectory(tmp_path).seconds() == {"search": 6, "teacher": 20}
 
 
 def test_the_largest_peak_of_a_stage_counts(tmp_path):
