@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SCALE_BYTES = 2  # float16
+FLOAT16_SMALLEST, FLOAT16_LARGEST = 2.0**-24, 65504.0  # positive float16 numbers
 
 
 @dataclass(frozen=True)

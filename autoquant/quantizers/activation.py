@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SMALLEST_STEP = 2.0**-24  # smallest positive float16
+from autoquant.core.storage import FLOAT16_LARGEST, FLOAT16_SMALLEST
 
 
 def fake_quantize_dynamic(x: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class StaticRange(nn.Module):
 
     def __init__(self, step: float, offset: float, bits: int) -> None:
         super().__init__()
-        self.log_step = nn.Parameter(torch.tensor(max(step, SMALLEST_STEP)).log())
+        self.log_step = nn.Parameter(torch.tensor(max(step, FLOAT16_SMALLEST)).log())
         self.offset = nn.Parameter(torch.tensor(float(offset)))
         self.bits = bits
 
@@ -96,5 +96,5 @@ class StaticRange(nn.Module):
     @torch.no_grad()
     def stored(self) -> Tensor:
         """Step and offset as float16 stores them, [2] float32."""
-        step = self.log_step.exp().clamp(SMALLEST_STEP, 65504.0)
-        return torch.stack([step, self.offset.clamp(-65504.0, 65504.0)]).half().float()
+        step = self.log_step.exp().clamp(FLOAT16_SMALLEST, FLOAT16_LARGEST)
+        return torch.stack([step, self.offset.clamp(-FLOAT16_LARGEST, FLOAT16_LARGEST)]).half().float()

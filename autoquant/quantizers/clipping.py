@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from autoquant.core.storage import FLOAT16_SMALLEST
 from autoquant.quantizers.base import UniformQuantizer
 
 # Step of the best uniform quantiser of a unit Gaussian (Max 1960), in standard deviations.
 GAUSSIAN_STEP = {1: 1.596, 2: 0.996, 3: 0.586, 4: 0.335}
 EIGHT_BIT_POINTS = 4  # the choice hardly matters there
-SMALLEST_SCALE = 2.0**-24  # smallest positive float16
 
 
 def candidates(weight: Tensor, bits: int, points: int) -> Tensor:
@@ -32,7 +32,7 @@ def search_scale(quantizer: UniformQuantizer, weight: Tensor, bits: int, moment:
     best_error = torch.full((len(weight),), torch.inf, device=weight.device)
     best = torch.ones(len(weight), device=weight.device)
     for scale in candidates(weight, bits, points):
-        scale = scale.clamp_min(SMALLEST_SCALE).half().float()
+        scale = scale.clamp_min(FLOAT16_SMALLEST).half().float()
         delta = quantizer.fake_quantize(weight, scale, bits) - weight
         error = delta.square().sum(dim=1) if moment is None else ((delta @ moment) * delta).sum(dim=1)
         better = error < best_error

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from autoquant.core.storage import Storage
+from autoquant.core.storage import FLOAT16_LARGEST, Storage
 
-LARGEST = 65504.0  # of float16
 CHUNK = 2**18  # distances computed at a time: what stays in cache
 
 
@@ -99,7 +98,7 @@ class CodebookQuantizer(ABC):
 
 def to_half(numbers: Tensor) -> Tensor:
     """As float16 stores them, float32."""
-    return numbers.clamp(-LARGEST, LARGEST).half().float()
+    return numbers.clamp(-FLOAT16_LARGEST, FLOAT16_LARGEST).half().float()
 
 
 def _nearest_numbers(weight: Tensor, codebook: Tensor, group: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ import math
 
 from torch import Tensor
 
+from autoquant.core.storage import FLOAT16_SMALLEST
 from autoquant.quantizers.base import Grid
 from autoquant.quantizers.symmetric import Symmetric
-from autoquant.quantizers.ternary import SMALLEST_SCALE, ternary_parameters
+from autoquant.quantizers.ternary import ternary_parameters
 
 
 class Lsq(Symmetric):
@@ -32,7 +33,7 @@ class Lsq(Symmetric):
             scale = ternary_parameters(weight)[1]
         else:
             scale = 2 * weight.abs().mean(dim=1) / math.sqrt(max(1.0, self.grid(bits).limit))
-        return scale.clamp_min(SMALLEST_SCALE).half().float()
+        return scale.clamp_min(FLOAT16_SMALLEST).half().float()
 
     def scale_gradient(self, weights: int, bits: int) -> float:
         return 1 / math.sqrt(weights * max(1.0, self.grid(bits).limit))

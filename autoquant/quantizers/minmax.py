@@ -12,10 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from autoquant.core.storage import Storage
+from autoquant.core.storage import FLOAT16_LARGEST, FLOAT16_SMALLEST, Storage
 from autoquant.quantizers.base import Grid
-
-SMALLEST_STEP, LARGEST = 2.0**-24, 65504.0  # of float16
 
 
 class MinMax:
@@ -43,8 +41,8 @@ class MinMax:
             empty = torch.zeros(int(group.max()) + 1, dtype=weight.dtype, device=weight.device)
             low = empty.scatter_reduce(0, group, low, "amin", include_self=False)
             high = empty.scatter_reduce(0, group, high, "amax", include_self=False)
-        steps = [((high - low) / (2**bits - 1)).clamp(SMALLEST_STEP, LARGEST) for bits in widths]
-        middle = ((low + high) / 2).clamp(-LARGEST, LARGEST)
+        steps = [((high - low) / (2**bits - 1)).clamp(FLOAT16_SMALLEST, FLOAT16_LARGEST) for bits in widths]
+        middle = ((low + high) / 2).clamp(-FLOAT16_LARGEST, FLOAT16_LARGEST)
         return torch.stack([torch.stack([step, middle], dim=1) for step in steps], dim=1).half().float()
 
     def initial_scale(self, weight: Tensor, bits: int, moment: Tensor | None = None) -> Tensor:

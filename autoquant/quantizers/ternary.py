@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoquant.core.storage import FLOAT16_SMALLEST
+
 THRESHOLD = 0.7
-SMALLEST_SCALE = 2.0**-24  # smallest positive float16
 
 
 @torch.no_grad()
@@ -26,7 +27,7 @@ def ternary_parameters(weight: Tensor, group: Tensor | None = None) -> tuple[Ten
     above = size > threshold[:, None]
     kept = _shared(above.sum(1).to(size.dtype), group)
     scale = _shared((size * above).sum(1), group) / kept.clamp_min(1.0)
-    return threshold, scale.clamp_min(SMALLEST_SCALE)
+    return threshold, scale.clamp_min(FLOAT16_SMALLEST)
 
 
 def _shared(rows: Tensor, group: Tensor | None) -> Tensor:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from autoquant.core.storage import FLOAT16_SMALLEST
 from autoquant.quantizers.base import Grid
 from autoquant.quantizers.symmetric import Symmetric
-from autoquant.quantizers.ternary import SMALLEST_SCALE, ternary_parameters
+from autoquant.quantizers.ternary import ternary_parameters
 
 
 class Twn(Symmetric):
@@ -24,7 +25,7 @@ class Twn(Symmetric):
 
     def initial_scale(self, weight: Tensor, bits: int, moment: Tensor | None = None) -> Tensor:
         scale = ternary_parameters(weight)[1] if bits == 2 else weight.abs().amax(dim=1) / self.grid(bits).limit
-        return scale.clamp_min(SMALLEST_SCALE).half().float()
+        return scale.clamp_min(FLOAT16_SMALLEST).half().float()
 
     def scale_gradient(self, weights: int, bits: int) -> float:
         return 1.0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autoquant.core.storage import FLOAT16_LARGEST, FLOAT16_SMALLEST
 from autoquant.core.subgroup import Partition
 from autoquant.quantizers import UniformQuantizer
 from autoquant.quantizers.activation import StaticRange, fake_quantize_dynamic
@@ -135,7 +136,7 @@ class MixedWeight(nn.Module):
             if not self.per_row:  # every row of a sub-group has its scale
                 scale = torch.zeros_like(chosen).index_copy_(0, self.group_of_row, scale)
             chosen = torch.where(ternary, scale, chosen)
-        return chosen.clamp(2.0**-24, 65504.0).half().float()
+        return chosen.clamp(FLOAT16_SMALLEST, FLOAT16_LARGEST).half().float()
 
 
 def _rows(tensor: Tensor, rows: Tensor | None) -> Tensor:

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from autoquant.core.storage import FLOAT16_SMALLEST
 from autoquant.quantizers import QUANTIZERS, UniformQuantizer
-from autoquant.quantizers.clipping import GAUSSIAN_STEP, SMALLEST_SCALE, search_scale
+from autoquant.quantizers.clipping import GAUSSIAN_STEP, search_scale
 
 SYMMETRIC = {name: QUANTIZERS[name] for name in ("midrise", "lsq")}  # those whose scale is searched, or could be
 every_quantizer = pytest.mark.parametrize("quantizer", SYMMETRIC.values(), ids=SYMMETRIC)
@@ -52,7 +53,7 @@ def test_scales_are_positive_float16(quantizer: UniformQuantizer, bits: int) -> 
     scale = search_scale(quantizer, weight, bits)
     assert scale.shape == (18,)
     assert torch.equal(scale, scale.half().float())
-    assert bool((scale >= SMALLEST_SCALE).all())
+    assert bool((scale >= FLOAT16_SMALLEST).all())
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])

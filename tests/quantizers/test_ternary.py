@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoquant.quantizers.ternary import SMALLEST_SCALE, ternarise, ternary_parameters
+from autoquant.core.storage import FLOAT16_SMALLEST
+from autoquant.quantizers.ternary import ternarise, ternary_parameters
 
 WEIGHT = torch.tensor([[1.0, -2.0, 0.25, 0.75], [0.0, 4.0, -0.5, 3.5]])
 
@@ -38,7 +39,7 @@ def test_a_group_alone_has_the_same_parameters(seed: int, groups: int) -> None:
 
 def test_zeros_stay_zeros() -> None:
     threshold, scale = ternary_parameters(torch.zeros(2, 3))
-    assert scale.tolist() == [SMALLEST_SCALE] * 2
+    assert scale.tolist() == [FLOAT16_SMALLEST] * 2
     assert not ternarise(torch.zeros(2, 3), threshold, scale).any()
 
 
