@@ -11,7 +11,7 @@ import numpy as np
 from autoquant.backbones.load import ModelSource, open_model
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ByteModel, ChoiceTable, SizeBudget, TensorEntry, check_budget, choice_table, header_json
-from autoquant.core.errors import SpaceError
+from autoquant.core.errors import DataError, SpaceError
 from autoquant.core.settings import Recipe, StudentSettings
 from autoquant.core.space import SearchSpace, load_space
 from autoquant.core.subgroup import Partition
@@ -53,7 +53,18 @@ class Blueprint:
         train = encode(source.tokenizer, data.train, max_length)
         blueprint = cls(source, data, recipe, space, max_length, trim_positions, train)
         blueprint.check_quantizer()
+        blueprint.check_labels()
         return blueprint
+
+    def check_labels(self) -> None:
+        """Raise DataError for texts without labels where recovery learns from these."""
+        recovery, distillation = self.recipe.recovery, self.recipe.distillation
+        taught = recovery.training not in ("finetune", "annealed") and not distillation.cross_entropy
+        if self.data.unlabelled is not None and recovery.steps and not taught:
+            raise DataError(
+                "--more-texts have no labels, and this recipe's recovery learns from labels: leave them out, or give "
+                "--recovery.training retrain --distillation.cross-entropy 0."
+            )
 
     def check_quantizer(self) -> None:
         """Raise SpaceError where the space offers what the quantizer does not have."""

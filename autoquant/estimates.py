@@ -16,8 +16,9 @@ def estimate_stages(blueprint: Blueprint, strategy: str, controls: Sequence[str]
     if blueprint.only_allocation is not None:  # there is nothing to search, and no control would differ
         return estimate_refinement(blueprint, strategy)
     recipe, (forward, step) = blueprint.recipe, _seconds(blueprint)
-    stages = _estimate_teacher(blueprint)
-    stages += [("Sensitivity", 25.0), ("Teacher outputs", len(blueprint.train) * forward)]
+    stages, more = _estimate_teacher(blueprint), blueprint.data.unlabelled
+    texts = len(blueprint.train) + (len(more) if more else 0)
+    stages += [("Sensitivity", 25.0), ("Teacher outputs", texts * forward)]
     methods, layers = (strategy, *controls), len({p.matrix.layer for p in blueprint.byte_model.partitions})
     begun = {other for method in methods for other in LEARNS_FROM.get(method, ())}  # once for all that begin with it
     searching = [*methods, *sorted(begun - set(methods))]

@@ -84,8 +84,8 @@ def recover(workspace: Workspace, result: SearchResult, method: str) -> Supernet
             problem = RefineProblem(
                 supernet,
                 workspace.teacher,
-                workspace.train_all,
-                lambda: workspace.outputs,
+                workspace.recovery_texts,
+                lambda: workspace.recovery_outputs,
                 settings,
                 recipe.distillation,
                 workspace.context,

@@ -33,7 +33,7 @@ from autoquant.pareto.report import write_report
 from autoquant.report import differences, show, summarise, write_allocation
 from autoquant.strategies import SearchResult, check_strategies
 from autoquant.tasks.data import TaskData
-from autoquant.tasks.load import Row, from_rows, load_default
+from autoquant.tasks.load import Row, Text, from_rows, load_default, with_texts
 from autoquant.tasks.metrics import score
 from autoquant.training.batches import encode
 from autoquant.training.evaluate import predict_logits
@@ -91,6 +91,7 @@ def search(
     train: TaskData | Iterable[Row] | None = None,
     evaluation: Iterable[Row] | None = None,
     *,
+    more_texts: Iterable[Text] | None = None,
     budget: Budget | None = None,
     recipe: Recipe | None = None,
     run_dir: str | Path = "runs/default",
@@ -107,6 +108,7 @@ def search(
 
     `model`: a directory or hub id (None = the embedded MiniLM). `train`, `evaluation`: rows (text, label) or ((text, text),
     label); or `train` alone, a task from `autoquant.tasks.load` that has both; or neither, for the embedded reviews.
+    `more_texts`: further texts, or pairs of texts, without labels, from which recovery learns too.
     `budget`: None for a recipe that fixes its own size. `shared`: what a sweep has prepared for all its trials.
     Raises an AutoquantError, before any training, for input that cannot work.
     """
@@ -114,13 +116,14 @@ def search(
     check_strategies([recipe.search.strategy, *controls])
     check_run(machine, seed)
     model, data = resolve_inputs(model, as_task(train, evaluation))
+    data = data if more_texts is None else with_texts(data, more_texts)
     blueprint = Blueprint.draw(str(model), data, recipe, max_length, trim_positions)
     size = resolve_budget(budget, blueprint)
     blueprint.check_searchable(size)
     settings = {
         "model": str(model),
         "task": data.task.name,
-        "data": {"train": data.train.sha256(), "evaluation": data.evaluation.sha256()},
+        "data": data.hashes(),
         "budget": dataclasses.asdict(size),
         "recipe": dataclasses.asdict(recipe),
         "controls": list(controls),
@@ -196,14 +199,14 @@ def apply(
     settings = {
         "allocation": file_sha256(manifest_path),
         "model": str(model),
-        "data": {"train": data.train.sha256(), "evaluation": data.evaluation.sha256()},
+        "data": data.hashes(),
         "recovery": recovery,
         "machine": machine.identity(),
     }
     with RunDirectory.open(run_dir, settings, resume, expected_bytes=6 * blueprint.full_bytes()) as run:
         workspace = Workspace(blueprint, run, progress, machine, manifest["seed"])
-        recorded = {"teacher": workspace.teacher_hash, "train": data.train.sha256()}
-        other = [name for name, value in recorded.items() if manifest["hashes"].get(name) != value]
+        ours = {"teacher": workspace.teacher_hash, "unlabelled": None, **data.hashes()}
+        other = [name for name in ("teacher", "train", "unlabelled") if manifest["hashes"].get(name) != ours[name]]
         if other:
             progress.say(f"Note: not the same {' and '.join(other)} as the allocation's; the result will differ from its run.")
         return finish(workspace, budget, manifest["strategy"], {manifest["strategy"]: SearchResult(allocation)})
@@ -344,9 +347,10 @@ def finish(
 
 
 def _warn_of_overlap(workspace: Workspace) -> None:
-    """Say how many evaluation texts stand in the training file too: the metric then flatters every row."""
+    """Say how many evaluation texts stand in what is trained on too: the metric then flatters every row."""
     data = workspace.blueprint.data
-    shared = set(data.train.text_hashes()) & set(data.evaluation.text_hashes())
-    if shared:
-        total = len(data.evaluation)
-        workspace.progress.say(f"Note: {len(shared)} of {total} evaluation texts are in the training file too.")
+    known, total = set(data.evaluation.text_hashes()), len(data.evaluation)
+    for texts, where in ((data.train, "the training file"), (data.unlabelled, "--more-texts")):
+        shared = known & set(texts.text_hashes()) if texts else set()
+        if shared:
+            workspace.progress.say(f"Note: {len(shared)} of {total} evaluation texts are in {where} too.")

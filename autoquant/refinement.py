@@ -111,7 +111,7 @@ def refine(
         "refine": {"source": str(source), "bits": bits, **plan.identity, **changes},
         "recovery": dataclasses.asdict(recovery),
         "task": plan.blueprint.data.task.name,
-        "data": {"train": plan.blueprint.data.train.sha256(), "evaluation": plan.blueprint.data.evaluation.sha256()},
+        "data": plan.blueprint.data.hashes(),
         "seed": plan.seed,
         "max_length": plan.blueprint.max_length,
         "machine": machine.identity(),

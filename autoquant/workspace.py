@@ -90,6 +90,8 @@ class Workspace:
         parts = data.train.split(blueprint.recipe.search.held_out)
         self.train, self.held_out = (encode(blueprint.source.tokenizer, part, blueprint.max_length) for part in parts)
         self.train_all = self.train.joined(self.held_out)
+        more = data.unlabelled
+        self.unlabelled = None if more is None else encode(blueprint.source.tokenizer, more, blueprint.max_length)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -98,7 +100,7 @@ class Workspace:
         Matrix products in it are the fast ones.
         A stage within it, such as the search that `reversed` turns around, has its seconds to itself.
         """
-        with self.run.timed(stage), watched_memory() as peak, fast_products(self.context.device, longest(self.train_all)):
+        with self.run.timed(stage), watched_memory() as peak, fast_products(self.context.device, longest(self.recovery_texts)):
             try:
                 yield
             finally:
@@ -212,6 +214,18 @@ class Workspace:
     def outputs(self) -> TeacherOutputs:
         """The teacher's outputs on the whole training file: what the search sees first, then what it holds out."""
         return TeacherOutputs(self.teacher, self.train_all, self.context)
+
+    @cached_property
+    def recovery_outputs(self) -> TeacherOutputs:
+        """Those on all texts that recovery learns from: the training file, and then the texts without labels."""
+        if self.unlabelled is None:
+            return self.outputs
+        return self.outputs.joined(TeacherOutputs(self.teacher, self.unlabelled, self.context))
+
+    @property
+    def recovery_texts(self) -> Encoded:
+        """The texts that recovery learns from."""
+        return self.train_all if self.unlabelled is None else self.train_all.joined(self.unlabelled)
 
     def make_supernet(self, budget: SizeBudget) -> Supernet:
         """A fresh supernet from the teacher's weights and the calibrated scales, every choice open."""
@@ -332,7 +346,7 @@ class Workspace:
     def data_hashes(self) -> dict[str, str]:
         """sha256 of training and evaluation data."""
         data = self.blueprint.data
-        return {"train": data.train.sha256(), "evaluation": data.evaluation.sha256()}
+        return data.hashes()
 
 
 def _result_name(strategy: str) -> str:

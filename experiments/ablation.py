@@ -46,7 +46,7 @@ from autoquant.machine import Machine
 from autoquant.pack.model import load_packed
 from autoquant.strategies import LEARNS_FROM, STRATEGIES, SearchResult
 from autoquant.strategies.dnas import prior_values, sensitivity_prior, trusting
-from autoquant.tasks.data import TaskData
+from autoquant.tasks.data import TaskData, TextData
 from autoquant.tasks.load import load_glue
 from autoquant.tasks.metrics import answers, score
 from autoquant.training.batches import Encoded, encode
@@ -119,6 +119,15 @@ def task_data(options: Options) -> TaskData:
         known = set(train.text_hashes())
         fresh = [row for row, text in enumerate(scored.text_hashes()) if text not in known]
     return dataclasses.replace(data, train=train, evaluation=scored.select(fresh))
+
+
+def further_texts(options: Options, data: TaskData) -> TextData:
+    """Training rows that are neither trained on nor scored, and share nothing with what is scored (as `unshared` has it)."""
+    if options.task != "sst2":
+        raise SystemExit(f"The training file of {options.task} has no further texts: leave out rows with them.")
+    rows = load_glue(options.task, options.data_dir).train
+    rows = rows.subsample(len(rows)).select(range(options.train_rows + SCORED_ROWS, len(rows)))
+    return rows.select(unshared(data.evaluation.first, rows.first))
 
 
 def unshared(known: Sequence[str], texts: Sequence[str]) -> list[int]:
@@ -205,10 +214,12 @@ def measure(options: Options, data: TaskData, teacher: Path, name: str, ratio: f
         shared.progress.say(f"Cell {cell_name(options, name, ratio, seed)}")
         budget = SizeBudget.ratio(ratio, shared.blueprint.full_bytes())
         result, label = shared.search(row.strategy, budget), row.strategy
-        if row.searched_by:
+        if row.searched_by or row.more_texts:
             if recipe.search.trust != shared.blueprint.recipe.search.trust:
                 result = derived_again(shared, result, budget, recipe.search.trust)
             shared, label = recovering(shared, recipe), recovery_label(name, recipe)
+        if row.more_texts:
+            shared.unlabelled = encode(shared.blueprint.source.tokenizer, further_texts(options, data), options.max_length)
         more = {"race": shared.run.info()["race"]} if row.strategy == "race" else {}
         write_cell(options, shared, Candidate(name, ratio, recipe, row.strategy, label, budget, result), more)
     if searcher not in {"default", *(other.searched_by for other in ROWS.values())}:
@@ -280,6 +291,7 @@ def write_cell(options: Options, shared: Workspace, candidate: Candidate, more: 
         "seconds": {"search": sum(seconds().get(stage, 0.0) for stage in stages), "recover": seconds()[f"recover-{label}"]},
         "recipe": dataclasses.asdict(candidate.recipe),
         "scale": blueprint.space.scale,
+        "further_texts": 0 if shared.unlabelled is None else len(shared.unlabelled),
         "precision": options.precision,
         "teacher_sha256": shared.teacher_hash,
         "data_sha256": shared.data_hashes(),

@@ -22,6 +22,8 @@ class Row:
     """Recovery takes the steps of a search, each of which is two training steps, besides its own."""
     searched_by: str = ""
     """The row whose search it begins with: it goes on with a `trust`, a strategy or a recovery of its own."""
+    more_texts: bool = False
+    """Recovery learns from further texts too, without labels."""
 
     def recipe(self, preset: str) -> Recipe:
         settings = dataclasses.asdict(load_preset(preset))
@@ -34,6 +36,7 @@ class Row:
 
 SEARCH, SOFT, LASTING = "search", {"sensitivity_temperature": 4.0}, {"lasting_0": 2.0, "lasting_1": 2.5}
 EXCHANGED, LONG_EXCHANGED = {"recovery": {"exchange": 0.3}}, {"recovery": {"exchange": 0.3, "steps": 800}}
+LONGER = {"recovery": {"steps": 1200}}
 EXCHANGED_ALONE = {"recovery": {"exchange": 0.3, "mrem_steps": 0}}
 ROWS: dict[str, Row] = {
     "default": Row("default"),
@@ -130,5 +133,10 @@ ROWS: dict[str, Row] = {
     ),
     "exchange-long": Row("recovery on exchanged words, 800 steps", LONG_EXCHANGED, searched_by="default"),
     "exchange-long-uniform": Row("uniform bits, recovery on exchanged words, 800 steps", LONG_EXCHANGED, strategy="uniform"),
+    "longer": Row("1,200 steps of recovery", LONGER, searched_by="default"),
+    "longer-uniform": Row("uniform bits, 1,200 steps of recovery", LONGER, strategy="uniform"),
+    "texts": Row("1,200 steps of recovery, further texts without labels", LONGER, searched_by="default", more_texts=True),
+    "texts-uniform": Row("uniform bits, the same", LONGER, strategy="uniform", more_texts=True),
+    "texts-search": Row("- search, the same", LONGER, strategy="fisher", more_texts=True),
     "no-mrem": Row("- reconstruction", {"recovery": {"mrem_steps": 0}}, searched_by="default"),
 }

@@ -41,6 +41,10 @@ SETTINGS = {
         ["--space", "structured", "--recovery.reconstruction", "layer-wise", "--recovery.mrem-steps", "1"],
         "layer-wise needs every head and FFN block",
     ),
+    "texts without labels": (
+        ["--more-texts", "{train}", "--distillation.cross-entropy", "1"],
+        "--more-texts have no labels, and this recipe's recovery learns from labels",
+    ),
     "unknown preset": (["--preset", "nonsense"], "default"),
     "unknown strategy": (["--search.strategy", "nonsense"], "dnas, uniform, random, reversed, fisher"),
     "unknown control": (["--controls", "uniform", "nonsense"], "dnas, uniform, random, reversed, fisher"),

@@ -149,6 +149,22 @@ def test_no_scored_text_is_part_of_a_training_text(tmp_path: Path, monkeypatch: 
     assert not trained & scored
 
 
+def test_further_texts_are_neither_trained_on_nor_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ablation = module("ablation", monkeypatch)
+    monkeypatch.setattr(ablation, "SCORED_ROWS", 30)
+    rows = [f"good{index} bad{index} film{index}\t{index % 2}" for index in range(100)]
+    (tmp_path / "SST-2").mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / "SST-2" / name).write_text("\n".join(["sentence\tlabel", *rows]) + "\n", "utf-8")
+    options = ablation.Options(tmp_path, train_rows=60)
+    data = ablation.task_data(options)
+    further = ablation.further_texts(options, data)
+    assert len(further) == 10
+    assert not set(further.first) & {*data.train.first, *data.evaluation.first}
+    with pytest.raises(SystemExit, match="mrpc has no further texts"):
+        ablation.further_texts(dataclasses.replace(options, task="mrpc"), data)
+
+
 def test_scored_texts_share_no_three_words_with_training_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     unshared = module("ablation", monkeypatch).unshared
     known = ["a charming film about love", "dull"]

@@ -23,7 +23,20 @@ from autoquant.pack.checkpoint import read_packed
 from autoquant.tasks.load import load_glue
 from autoquant.training.batches import encode
 from autoquant.training.evaluate import predict_logits
-from runs import CONTROLS, FEWEST, MACHINE, Reference, log_of, metrics_of, reference, rows_of, search, search_arguments, stages_of
+from runs import (
+    CONTROLS,
+    FEWEST,
+    MACHINE,
+    Reference,
+    log_of,
+    metrics_of,
+    reference,
+    refusal,
+    rows_of,
+    search,
+    search_arguments,
+    stages_of,
+)
 
 __all__ = ["reference"]
 
@@ -303,6 +316,24 @@ def test_search_on_rows_in_memory_is_silent(
     options = {"recipe": FEW_STEPS, "controls": (), "max_length": 32, "machine": HERE, "run_dir": tmp_path / "run"}
     autoquant.search(tiny_model_dir, rows[:80], rows[80:], budget=lambda file, _: autoquant.SizeBudget(file // 6), **options)
     assert capfd.readouterr() == ("", "")
+
+
+def test_recovery_learns_from_further_texts(
+    tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The search is the same, the weights are not; evaluation texts among them are said, and a resumed run needs them again."""
+    known = [line.split("\t")[0] for line in (tiny_data / "SST-2" / "dev.tsv").read_text("utf-8").splitlines()[1:4]]
+    lines = ["sentence", *known, *(f"the film {i} was quite long" for i in range(60))]
+    (tmp_path / "more.tsv").write_text("\n".join(lines) + "\n", "utf-8")
+    for name, options in (("plain", ()), ("more", ("--more-texts", tmp_path / "more.tsv"))):
+        search(tiny_classifier_dir, tiny_data, tmp_path / name, *options)
+    assert "3 of 80 evaluation texts are in --more-texts too" in capsys.readouterr().out
+    plain, more = (read_manifest(tmp_path / name / "model" / "allocation.json") for name in ("plain", "more"))
+    assert manifest_allocation(plain).bits == manifest_allocation(more).bits
+    assert plain["hashes"]["file"] != more["hashes"]["file"]
+    assert set(more["hashes"]) - set(plain["hashes"]) == {"unlabelled"}
+    assert f"--more-texts {tmp_path / 'more.tsv'}" in (tmp_path / "more" / "report.html").read_text("utf-8")
+    assert "data.unlabelled" in refusal(search_arguments(tiny_classifier_dir, tiny_data, tmp_path / "more", "--resume"), capsys)
 
 
 def test_a_subsample_is_the_rows_with_the_smallest_hash(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ class DataOptions:
     """One text column, or two for pairs."""
     label_column: str = "label"
     """Its labels: any different values are classes; numbers that are not all whole make it a regression."""
+    more_texts: Path | None = None
+    """Further texts, in the same columns but without labels: recovery learns the full-precision model's answers to them too."""
     train_rows: int | None = None
     """Use only this many training rows: those with the smallest sha256 of the text."""
 
@@ -45,7 +47,7 @@ class DataOptions:
         """Read the data. Raises DataError in one line for anything malformed."""
         import dataclasses
 
-        from autoquant.tasks.load import SMALLEST_TRAIN, check_training, load_default, load_files, load_glue
+        from autoquant.tasks.load import SMALLEST_TRAIN, check_training, load_default, load_files, load_glue, with_texts
 
         if self.train_rows is not None and self.train_rows < SMALLEST_TRAIN:
             raise DataError(f"--train-rows {self.train_rows} is too few: training takes at least {SMALLEST_TRAIN}.")
@@ -62,15 +64,20 @@ class DataOptions:
         else:
             data = load_default()
         source = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
+        if self.more_texts is None:
+            del source["more_texts"]  # studies that are older than it have none
         if self.train_rows is not None:
             data = dataclasses.replace(data, train=data.train.subsample(self.train_rows))
             check_training(data.train.labels, f"--train-rows {self.train_rows}")
+        if self.more_texts:
+            data = with_texts(data, self.more_texts)
         return dataclasses.replace(data, source=json.loads(json.dumps(source)))
 
     @classmethod
     def recorded(cls, source: Mapping[str, Any]) -> DataOptions:
         """Options as a study keeps them."""
-        paths = {name: Path(source[name]) for name in ("data_dir", "train_file", "eval_file") if source[name]}
+        names = ("data_dir", "train_file", "eval_file", "more_texts")
+        paths = {name: Path(source[name]) for name in names if source.get(name)}
         return cls(**{**source, **paths, "text_column": tuple(source["text_column"])})
 
 

@@ -101,7 +101,7 @@ class Bench:
         return {
             "teacher": self.teacher,
             "task": self.data.task.name,
-            "data": {"train": self.data.train.sha256(), "evaluation": self.data.evaluation.sha256()},
+            "data": self.data.hashes(),
             "budgets": [dataclasses.asdict(budget) for budget in self.budgets],
             "recipe": dataclasses.asdict(self.recipe),
             "max_length": self.max_length,
@@ -153,7 +153,7 @@ class Bench:
             full_precision=metrics["metric"]["full_precision"],
             full_precision_bytes=metrics["bytes"]["full_precision"],
             recipe=dataclasses.asdict(recipe),
-            data_sha256={name: manifest["hashes"][name] for name in ("train", "evaluation")},
+            data_sha256={name: manifest["hashes"][name] for name in self.data.hashes()},
             allocation=manifest_allocation(manifest).to_json(),
             versions=versions(),
             device=device_name(self.machine.torch_device()),
@@ -312,7 +312,7 @@ def _check_alike(bench: Bench, tasks: Sequence[Task], kept: Path) -> None:
             "evaluation rows": cell.labels != labels,
             "precision": cell.precision != bench.machine.precision,
             "recipe": file in recipes and from_mapping(Recipe, cell.recipe, file.name) != recipes[file],
-            "training rows": file in recipes and cell.data_sha256.get("train") != bench.data.train.sha256(),
+            "training text": file in recipes and dict(cell.data_sha256) != bench.data.hashes(),
         }
         different = [name for name, differs in other.items() if differs]
         if different:

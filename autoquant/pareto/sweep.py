@@ -79,7 +79,7 @@ def sweep(
     settings = SweepSettings(
         model=None if model is None else str(model),
         task=data.task.name,
-        data={"train": data.train.sha256(), "evaluation": data.evaluation.sha256()},
+        data=data.hashes(),
         budgets=spread_budgets(budgets, points),
         count=count,
         strategies=tuple(strategies),

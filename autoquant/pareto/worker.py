@@ -51,7 +51,7 @@ def join(
     settings = SweepSettings.from_json(recorded)
     study.sampler = make_sampler(settings, None)
     data = load_data(settings.data_source)
-    if {"train": data.train.sha256(), "evaluation": data.evaluation.sha256()} != dict(settings.data):
+    if data.hashes() != dict(settings.data):
         raise RunError(f"The data here is not that of the sweep '{study_name}': give its --task and --data-dir, or its files.")
     path, _ = resolve_inputs(model or settings.model, data)
     with database_errors(storage):

@@ -95,10 +95,17 @@ class TaskData:
     train: TextData
     evaluation: TextData
     label_names: tuple[str, ...]
+    unlabelled: TextData | None = None
+    """Further texts, whose labels mean nothing: recovery learns the teacher's answers to them too."""
     source: Mapping[str, Any] | None = None
     """Command-line options that load it, by field, as JSON values; None for data that did not come from there."""
     tuning: bool = False
     """Whether the evaluation rows are a part of the training file, by which settings are chosen."""
+
+    def hashes(self) -> dict[str, str]:
+        """sha256 of "train", "evaluation" and, where there are further texts, "unlabelled"."""
+        parts = {"train": self.train, "evaluation": self.evaluation, "unlabelled": self.unlabelled}
+        return {name: part.sha256() for name, part in parts.items() if part is not None}
 
     def for_tuning(self) -> TaskData:
         """The training file alone: a fifth of it, by hash of the text, stands in for the evaluation file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,8 @@ from autoquant.tasks.data import TaskData, TextData
 from autoquant.tasks.read import READERS, Table, read_table
 from autoquant.tasks.task import ACCURACY, CORRELATIONS, GLUE_HUB, MOVIES, TASKS, Task
 
-Row = tuple[str | tuple[str, str], str | int | float]  # (text, label) or ((text, text), label)
+Text = str | tuple[str, str]
+Row = tuple[Text, str | int | float]  # (text, label) or ((text, text), label)
 
 SMALLEST_TRAIN = 20  # rows; below this there is nothing to learn or hold out
 HUB_SECONDS = 5.0  # how long to wait for a sign of life
@@ -51,6 +53,20 @@ def load_files(train_file: Path, eval_file: Path, text_columns: tuple[str, ...],
     if len(text_columns) not in (1, 2):
         raise DataError(f"{len(text_columns)} text columns given: name one, or two for pairs of texts.")
     return _infer_task(read_table(train_file), read_table(eval_file), text_columns, label_column)
+
+
+def with_texts(data: TaskData, texts: Path | Iterable[Text]) -> TaskData:
+    """The same with further, unlabelled texts: of a file, in the task's columns, or in memory. Raises DataError."""
+    table = read_table(texts) if isinstance(texts, Path) else _text_table(list(texts), data.task)
+    return dataclasses.replace(data, unlabelled=_with_texts(data.task, table, np.zeros(len(table), dtype=np.int64)))
+
+
+def _text_table(texts: Sequence[Text], task: Task) -> Table:
+    names, wanted = task.text_columns, "texts" if len(task.text_columns) == 1 else "pairs of texts"
+    rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    if not rows or any(len(row) != len(names) for row in rows):
+        raise DataError(f"more_texts takes a non-empty list of {wanted}, as the task has them.")
+    return Table("more_texts", dict(zip(names, zip(*rows, strict=True), strict=True)))
 
 
 def from_rows(train: Iterable[Row], evaluation: Iterable[Row]) -> TaskData:

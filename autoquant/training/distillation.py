@@ -84,6 +84,16 @@ class TeacherOutputs:
             part._hidden, part._logits = [self._hidden[i] for i in rows], self._logits[rows]
         return part
 
+    def joined(self, other: TeacherOutputs) -> TeacherOutputs:
+        """These outputs followed by `other`'s; computed batch by batch if either is."""
+        both = copy.copy(self)
+        both.data = self.data.joined(other.data)
+        if self._hidden is None or other._hidden is None:
+            both._hidden = None
+        else:
+            both._hidden, both._logits = self._hidden + other._hidden, torch.cat([self._logits, other._logits])
+        return both
+
     def batch(self, indices: np.ndarray) -> TeacherBatch:
         """Outputs for the samples `indices`, padded to the longest with zeros."""
         if self._hidden is None:

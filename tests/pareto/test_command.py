@@ -90,6 +90,7 @@ def test_the_command_loads_the_same_files_columns_and_rows(tmp_path: Path) -> No
         text_column=("one", "two"),
         label_column="stars",
         train_rows=30,
+        more_texts=tmp_path / "a.csv",
     )
     source = asked.load().source
     assert source is not None

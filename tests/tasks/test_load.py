@@ -12,7 +12,7 @@ import pytest
 
 from autoquant import assets
 from autoquant.core.errors import DataError
-from autoquant.tasks.load import from_rows, load_default, load_files, load_glue, load_movies
+from autoquant.tasks.load import from_rows, load_default, load_files, load_glue, load_movies, with_texts
 from autoquant.tasks.task import TASKS
 
 ROWS = 24
@@ -236,6 +236,25 @@ def test_columns_that_are_not_there(tmp_path: Path) -> None:
         load_files(train, train, ("text",), "gold")
     with pytest.raises(DataError, match="3 text columns given"):
         load_files(train, train, ("text", "text", "text"), "label")
+
+
+def test_further_texts_need_no_labels(tmp_path: Path) -> None:
+    train = write_csv(tmp_path / "train.csv", texts(), [0, 1] * 12)
+    (tmp_path / "more.jsonl").write_text('{"text": " one more "}\n{"text": "two"}\n', "utf-8")
+    data = load_files(train, train, ("text",), "label")
+    more = with_texts(data, tmp_path / "more.jsonl")
+    assert more.unlabelled is not None
+    assert more.unlabelled.first == ("one more", "two")
+    assert more.hashes() == {**data.hashes(), "unlabelled": more.unlabelled.sha256()}
+    in_memory = with_texts(data, ["one more", "two"]).unlabelled
+    assert in_memory is not None
+    assert in_memory.sha256() == more.unlabelled.sha256()
+    for wrong in ([], [("a", "pair")]):
+        with pytest.raises(DataError, match="more_texts takes a non-empty list of texts"):
+            with_texts(data, wrong)
+    (tmp_path / "more.csv").write_text("body\nx\n", "utf-8")
+    with pytest.raises(DataError, match=r"more\.csv has no column 'text'; its columns are body"):
+        with_texts(data, tmp_path / "more.csv")
 
 
 def test_more_than_two_texts_in_a_row() -> None:

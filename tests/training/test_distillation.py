@@ -132,6 +132,18 @@ def test_the_outputs_are_the_teachers(
         torch.testing.assert_close(batch.hidden, torch.stack(out.hidden_states), atol=1e-3, rtol=1e-3)
 
 
+def test_outputs_are_joined_from_memory_only_where_both_are(outputs: tuple[TeacherOutputs, TeacherOutputs]) -> None:
+    cached, live = outputs
+    both, mixed = cached.part(0, 20).joined(cached.part(50, 70)), cached.part(0, 20).joined(live.part(50, 70))
+    assert len(both.data) == len(mixed.data) == 40
+    indices = np.array([3, 39, 20])
+    ours, theirs = both.batch(indices), cached.batch(np.array([3, 69, 50]))
+    assert torch.equal(ours.logits, theirs.logits)
+    assert torch.equal(ours.hidden, theirs.hidden)
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        mixed.batch(indices)
+
+
 @pytest.mark.parametrize("kind", [0, 1])
 def test_a_part_is_the_same_outputs_counted_from_its_start(outputs: tuple[TeacherOutputs, TeacherOutputs], kind: int) -> None:
     whole = outputs[kind]
