@@ -128,17 +128,18 @@ def wide_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
         methods.setdefault(row.method, {})[row.budget_bytes] = row
     columns = ["method", "seeds"]
     for size in sizes:
-        columns += [_budget_head(teacher, size), f"minus {BASELINE} [95 %]"]
+        columns += [_budget_head(cells, size), f"minus {BASELINE} [95 %]"]
     top = ["full precision", "", *[points(teacher.full_precision), ""] * len(sizes), "", ""]
     ranked = sorted(methods.items(), key=lambda item: -float(np.mean([row.mean for row in item[1].values()])))
     return [*columns, "seconds", "peak MiB"], [top, *(_wide_row(name, rows, sizes) for name, rows in ranked)]
 
 
-def _budget_head(teacher: Cell, size: int) -> str:
+def _budget_head(cells: Sequence[Cell], size: int) -> str:
     """A budget in MiB, and where it counts the whole file by how much that shrinks."""
-    if teacher.budget_counts != "file":
-        return f"{mib_text(size)} MiB of the {teacher.budget_counts}"
-    return f"{teacher.full_precision_bytes / size:.3g}x ({mib_text(size)} MiB)"
+    cell = next(cell for cell in cells if cell.budget_bytes == size and not cell.own_size)
+    if cell.budget_counts != "file":
+        return f"{mib_text(size)} MiB of the {cell.budget_counts}"
+    return f"{cell.full_precision_bytes / size:.3g}x ({mib_text(size)} MiB)"
 
 
 def own_table(cells: Sequence[Cell], matched: Sequence[Cell] = ()) -> tuple[list[str], list[list[str]]]:

@@ -81,8 +81,11 @@ def test_budgets_side_by_side() -> None:
 
 
 def test_a_budget_of_the_encoder_is_no_share_of_the_file() -> None:
-    columns, _ = wide_table([small_cell("uniform", budget_counts="encoder")])
+    recipe = small_cell("fixed", own_size=True, budget_counts="codes")  # says nothing of the others' budget
+    columns, _ = wide_table([recipe, small_cell("uniform", budget_counts="encoder")])
     assert columns[2] == "2 MiB of the encoder"
+    columns, _ = wide_table([recipe, small_cell("uniform")])
+    assert columns[2] == "14.3x (2 MiB)"
 
 
 def test_recipes_of_their_own_size_have_a_table_of_their_own() -> None:
