@@ -140,6 +140,7 @@ def test_an_interrupted_strategy_is_the_same_strategy(name: str, make_problem: M
     log = run.read_log()
     for stage in (problem.stage, f"{problem.stage}-found"):
         run.discard_state(stage)
+    run.discard_states(name)  # as the workspace does
     if log:
         context = dataclasses.replace(problem.context, progress=InterruptingProgress())
         with pytest.raises(KeyboardInterrupt):
