@@ -212,7 +212,7 @@ def as_cell(options: Options, blueprint: Blueprint, inputs: Path, method: str, m
         full_precision=json.loads((inputs / "inputs.json").read_text("utf-8"))["full_precision"],
         full_precision_bytes=blueprint.full_bytes(),
         recipe={**facts, "linear_bytes": size.linear, "linear_bits": size.linear_bits},
-        data_sha256={"train": blueprint.data.train.sha256(), "evaluation": blueprint.data.evaluation.sha256()},
+        data_sha256=blueprint.data.hashes(),
         allocation=made["bits"],
         versions=versions(),
     )
