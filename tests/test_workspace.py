@@ -18,6 +18,7 @@ from autoquant.core.progress import SilentProgress
 from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe, SearchSettings, TeacherSettings
 from autoquant.machine import Machine
+from autoquant.refine import REFINERS
 from autoquant.strategies import STRATEGIES
 from autoquant.supernet.mixing import KERNELS
 from autoquant.tasks.data import TaskData
@@ -151,6 +152,28 @@ def test_a_stage_does_not_count_the_seconds_of_one_within_it(open_workspace: Ope
         assert seconds["inner"] >= 0.3
         assert seconds["next"] < 0.25
         assert set(workspace.run.peaks_mib()) == {"outer", "inner", "next"}
+
+
+def test_a_race_that_is_killed_before_its_result_is_written_is_not_run_again(
+    open_workspace: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it measured goes only when the result is there."""
+    recipe, budget = dataclasses.replace(RECIPE, search=dataclasses.replace(RECIPE.search, race_steps=1)), SizeBudget(20_000)
+    with open_workspace(recipe=recipe) as workspace, monkeypatch.context() as patch:
+        save = workspace.run.save_state
+
+        def killed(stage: str, state: Any) -> None:
+            if stage == "search-race-result":
+                raise KeyboardInterrupt
+            save(stage, state)
+
+        patch.setattr(workspace.run, "save_state", killed)
+        with pytest.raises(KeyboardInterrupt):
+            workspace.search("race", budget)
+    monkeypatch.setitem(REFINERS, recipe.recovery.training, type("Refusing", (), {"refine": staticmethod(refuse)})())
+    with open_workspace(recipe=recipe) as workspace:
+        workspace.search("race", budget)
+        assert not list((workspace.run.path / "checkpoint").glob("race-*"))
 
 
 def test_the_reversed_control_reuses_the_search(open_workspace: Opener) -> None:
