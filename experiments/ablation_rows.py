@@ -37,6 +37,7 @@ class Row:
 SEARCH, SOFT, LASTING = "search", {"sensitivity_temperature": 4.0}, {"lasting_0": 2.0, "lasting_1": 2.5}
 EXCHANGED, LONG_EXCHANGED = {"recovery": {"exchange": 0.3}}, {"recovery": {"exchange": 0.3, "steps": 800}}
 LONGER = {"recovery": {"steps": 1200}}
+LONGER_ALONE = {"recovery": {"steps": 800, "mrem_steps": 0}}
 EXCHANGED_ALONE = {"recovery": {"exchange": 0.3, "mrem_steps": 0}}
 ROWS: dict[str, Row] = {
     "default": Row("default"),
@@ -122,6 +123,8 @@ ROWS: dict[str, Row] = {
         searched_by="structure",
     ),
     "long-recovery": Row("as many more steps of recovery as the search has", search_too=True, searched_by="default"),
+    "no-mrem-800": Row("- reconstruction, 800 steps of recovery", LONGER_ALONE, searched_by="default"),
+    "no-mrem-800-uniform": Row("uniform bits, the same", LONGER_ALONE, strategy="uniform"),
     "high-rate": Row("recovery rate 5e-4", {"recovery": {"learning_rate": 5e-4}}, searched_by="default"),
     # more texts
     "exchange": Row("recovery on exchanged words", EXCHANGED, searched_by="default"),
