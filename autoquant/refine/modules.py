@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from autoquant.quantizers.activation import StaticRange
-from autoquant.supernet.layers import AnyMixedWeight, MixedPrecisionLinear
+from autoquant.supernet.layers import MixedPrecisionLinear
+from autoquant.supernet.mixed import MixedWeight
 
 
 def cut(sizes: Sequence[int], modules: int) -> list[tuple[int, int]]:
@@ -103,7 +104,7 @@ class Module(nn.Module):
 
     def scale_parameters(self) -> list[nn.Parameter]:
         """Scales of weights, steps and offsets of activations."""
-        scales = [p for m in self.modules() if isinstance(m, AnyMixedWeight) for p in m.quantiser_parameters()]
+        scales = [p for m in self.modules() if isinstance(m, MixedWeight) for p in m.quantiser_parameters()]
         return scales + [p for m in self.modules() if isinstance(m, StaticRange) for p in m.parameters()]
 
     def weight_parameters(self) -> list[nn.Parameter]:

@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoquant.refine.base import RefineProblem
 from autoquant.refine.train import everything, learn
 from autoquant.refine.weights import replaced_weights
-from autoquant.supernet.coded import CodedWeight
 
 BLOCK = 8  # weights
 
@@ -27,20 +26,13 @@ def quantised_in_part(quantised: Tensor, latent: Tensor, share: float, block: in
     return torch.where(drawn.repeat_interleave(block, dim=1)[:, :columns], quantised, latent)
 
 
-def block_of(mixed: nn.Module) -> int:
-    """Weights of a block of this matrix."""
-    if not (isinstance(mixed, CodedWeight) and mixed.quantizer.storage.vectors):
-        return BLOCK
-    return max(mixed.quantizer.storage.block(bits) for bits in mixed.chosen_widths())
-
-
 @dataclass(frozen=True)
 class QuantNoise:
     """All weights and scales learn, from the terms that the recipe's `distillation` weighs, under noise."""
 
     def refine(self, problem: RefineProblem) -> None:
         matrices = dict(problem.supernet.mixed_weights())
-        blocks = {name: block_of(mixed) for name, mixed in matrices.items()}
+        blocks = {name: mixed.vector_length() or BLOCK for name, mixed in matrices.items()}
 
         def noisy(name: str, quantised: Tensor, latent: Tensor, _: Tensor | None) -> Tensor:
             return quantised_in_part(quantised, latent, problem.settings.noise, blocks[name])
@@ -48,5 +40,4 @@ class QuantNoise:
         with replaced_weights(problem.supernet, noisy):
             learn(problem, problem.distillation, everything(problem))
         for mixed in matrices.values():
-            if isinstance(mixed, CodedWeight):
-                mixed.measure_again()
+            mixed.measure_again()

@@ -19,9 +19,11 @@ from autoquant.core.subgroup import Matrix
 from autoquant.quantizers import CodebookQuantizer, MinMax, Quantizer
 from autoquant.quantizers.activation import StaticRange, fake_quantize_dynamic, fake_quantize_static
 from autoquant.supernet.coded import CodedWeight
-from autoquant.supernet.layers import AnyMixedWeight, MixedPrecisionEmbedding, MixedPrecisionLinear, MixedWeight
+from autoquant.supernet.layers import MixedPrecisionEmbedding, MixedPrecisionLinear
+from autoquant.supernet.mixed import MixedWeight
 from autoquant.supernet.ranged import RangedWeight
 from autoquant.supernet.relaxation import gumbel_gate, gumbel_softmax
+from autoquant.supernet.scaled import ScaledWeight
 
 RANGE_NAME = "input_range"  # step and offset of a learned range, beside the weight in the packed file
 QUANTISER_PARAMETERS = (".mixed.log_scale", ".mixed.codebooks", ".static.log_step", ".static.offset")
@@ -137,11 +139,11 @@ class Supernet(nn.Module):
         path = name.removesuffix(".weight")
         source: Any = self.model.get_submodule(path)
         if isinstance(self.quantizer, MinMax):
-            mixed: AnyMixedWeight = RangedWeight(source.weight, partition, self.widths, self.quantizer, per_row)
+            mixed: MixedWeight = RangedWeight(source.weight, partition, self.widths, self.quantizer, per_row)
         elif isinstance(self.quantizer, CodebookQuantizer):
             mixed = CodedWeight(source.weight, scales[name], partition, self.widths, self.quantizer)
         else:
-            mixed = MixedWeight(source.weight, scales[name].log(), partition, self.widths, self.quantizer, per_row)
+            mixed = ScaledWeight(source.weight, scales[name].log(), partition, self.widths, self.quantizer, per_row)
         if isinstance(source, nn.Embedding):
             layer: nn.Module = MixedPrecisionEmbedding(source, mixed)
         else:
@@ -150,7 +152,7 @@ class Supernet(nn.Module):
             layer = MixedPrecisionLinear(source, mixed, bits, static)
         self.model.set_submodule(path, layer)
 
-    def mixed_weights(self) -> Iterator[tuple[str, AnyMixedWeight]]:
+    def mixed_weights(self) -> Iterator[tuple[str, MixedWeight]]:
         """Matrix name and its mixed weight, in the table's order."""
         for name in self._slices:
             module: Any = self.model.get_submodule(name.removesuffix(".weight"))
@@ -341,7 +343,7 @@ class Supernet(nn.Module):
         for name, mixed in self.mixed_weights():
             rows = self._slices[name]
             bits = torch.tensor(self.widths)[self._column[rows].cpu()] * self._keep[rows].cpu().int()
-            values[name] = quantised_values(state[name], scales[name], bits, mixed)
+            values[name] = mixed.packed_values(state[name], scales[name], bits)
         into.load_state_dict(values)
         for name, _ in self.mixed_weights():
             path = name.removesuffix(".weight")
@@ -365,16 +367,3 @@ def _unit_of_row(matrix: Matrix, units: Sequence[Unit]) -> Tensor | None:
         if unit.is_gated_by(matrix):
             index[unit.start : unit.stop] = number
     return index if bool((index >= 0).all()) else None
-
-
-def quantised_values(weight: Tensor, scale: Tensor, bits: Tensor, mixed: AnyMixedWeight) -> Tensor:
-    """Values of a matrix under bits per sub-group ([groups]; 0 = zeros), [rows, columns]."""
-    group = mixed.group_of_row.cpu()
-    if isinstance(mixed, CodedWeight):
-        return weight * (bits > 0)[group, None]
-    row_scale = scale if mixed.per_row else scale[group]
-    row_bits, result = bits[group], torch.zeros_like(weight)
-    for width in sorted({int(b) for b in bits} - {0}):
-        at = row_bits == width
-        result[at] = mixed.quantizer.fake_quantize(weight[at], row_scale[at], width)
-    return result

@@ -14,18 +14,40 @@ from autoquant.quantizers import CodebookQuantizer, MinMax, Quantizer
 from autoquant.training.batches import Encoded
 
 
-@torch.no_grad()
 def input_moments(model: nn.Module, names: list[str], data: Encoded, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Sum of x x^T over real tokens, per text, at the input of every linear layer in `names` (of matrices): [in, in] float32."""
     moments: dict[str, Tensor] = {}
+
+    def record(name: str, x: Tensor) -> None:
+        moments[name] = moments.get(name, torch.zeros((), device=x.device)) + x.T @ x / len(data)
+
+    _see_inputs(model, names, data, device, record)
+    return moments
+
+
+def input_ranges(
+    model: nn.Module, names: list[str], data: Encoded, device: torch.device | str = "cpu"
+) -> dict[str, tuple[float, float]]:
+    """Mean of |x| and smallest x over real tokens at the input of every linear layer in `names` (of matrices)."""
+    sizes: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
+
+    def record(name: str, x: Tensor) -> None:
+        sizes[name].append((float(x.abs().double().sum()), float(x.numel()), float(x.min())))
+
+    _see_inputs(model, names, data, device, record)
+    columns = {name: list(zip(*batches, strict=True)) for name, batches in sizes.items()}
+    return {name: (sum(total) / sum(count), min(least)) for name, (total, count, least) in columns.items()}
+
+
+@torch.no_grad()
+def _see_inputs(
+    model: nn.Module, names: list[str], data: Encoded, device: torch.device | str, record: Callable[[str, Tensor], None]
+) -> None:
+    """Call `record(name, x)` with the input of every linear layer in `names` for every batch: x [real tokens, in]."""
     mask = torch.empty(0)
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0][mask.bool()] if inputs[0].dim() == 3 else inputs[0]
-            moments[name] = moments.get(name, torch.zeros((), device=x.device)) + x.T @ x / len(data)
-
-        return record
+        return lambda _, inputs: record(name, inputs[0][mask.bool()] if inputs[0].dim() == 3 else inputs[0])
 
     modules = {name: model.get_submodule(name.removesuffix(".weight")) for name in names}
     handles = [m.register_forward_pre_hook(hook(name)) for name, m in modules.items() if isinstance(m, nn.Linear)]
@@ -36,34 +58,6 @@ def input_moments(model: nn.Module, names: list[str], data: Encoded, device: tor
         model(**batch)
     for handle in handles:
         handle.remove()
-    return moments
-
-
-@torch.no_grad()
-def input_ranges(
-    model: nn.Module, names: list[str], data: Encoded, device: torch.device | str = "cpu"
-) -> dict[str, tuple[float, float]]:
-    """Mean of |x| and smallest x over real tokens at the input of every linear layer in `names` (of matrices)."""
-    sizes: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
-    mask = torch.empty(0)
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0][mask.bool()] if inputs[0].dim() == 3 else inputs[0]
-            sizes[name].append((float(x.abs().double().sum()), float(x.numel()), float(x.min())))
-
-        return record
-
-    handles = [model.get_submodule(n.removesuffix(".weight")).register_forward_pre_hook(hook(n)) for n in names]
-    for indices in data.by_length(32):
-        batch = data.collate(indices, device)
-        batch.pop("labels")
-        mask = batch["attention_mask"]
-        model(**batch)
-    for handle in handles:
-        handle.remove()
-    columns = {name: list(zip(*batches, strict=True)) for name, batches in sizes.items()}
-    return {name: (sum(total) / sum(count), min(least)) for name, (total, count, least) in columns.items()}
 
 
 @torch.no_grad()

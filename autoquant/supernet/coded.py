@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from autoquant.core.subgroup import Partition
 from autoquant.quantizers import CodebookQuantizer
 from autoquant.quantizers.codebook import to_half
+from autoquant.supernet.mixed import MixedWeight, rows_of
 
 
-class CodedWeight(nn.Module):
-    """`layers.MixedWeight` with codebooks in place of scales.
+class CodedWeight(MixedWeight):
+    """Codebooks in place of scales.
 
     Every forward pass gives each weight its nearest centroid anew; its gradient passes straight through, and a centroid gets the
     sum of its weights' gradients. Outliers are those of the weights at the start; they stay plain weights. Codebooks are
     learned in units of their own spread, so that a learning rate means to them what it means to log-scales.
     """
 
-    group_of_row: Tensor
+    quantizer: CodebookQuantizer
     spread: Tensor
     is_outlier: Tensor
-    _share: Tensor | None
-    _column: Tensor | None
-    _row_keep: Tensor | None
 
     def __init__(
         self,
@@ -35,40 +32,22 @@ class CodedWeight(nn.Module):
         quantizer: CodebookQuantizer,
     ) -> None:
         """`codebooks` [groups, numbers of all widths], as `quantizer.measure` has them."""
-        super().__init__()
-        self.weight = weight
-        self.partition, self.quantizer, self.widths, self.per_row = partition, quantizer, widths, False
+        super().__init__(weight, partition, widths, per_row=False)
+        self.quantizer = quantizer
         used = (codebooks != 0).sum(dim=1, keepdim=True).clamp_min(1)  # widths that are not allowed have zeros
         spread = (codebooks.square().sum(dim=1, keepdim=True) / used).sqrt().clamp_min(1e-12)
         self.codebooks = nn.Parameter(codebooks / spread)
         self.register_buffer("spread", spread, persistent=False)
-        self.register_buffer("group_of_row", torch.from_numpy(partition.group_of_row), persistent=False)
         outliers = quantizer.outliers(weight.detach(), self.group_of_row.to(weight.device))
         self.register_buffer("is_outlier", outliers, persistent=False)
-        self.register_buffer("_share", None, persistent=False)
-        self.register_buffer("_column", None, persistent=False)
-        self.register_buffer("_row_keep", None, persistent=False)
-
-    def use_mixture(self, share: Tensor, row_keep: Tensor | None = None) -> None:
-        """Mix all widths: `share` [groups, K], gates already multiplied in; `row_keep` [rows] those of whole units."""
-        self._share, self._column, self._row_keep = share, None, row_keep
-
-    def use_choice(self, column: Tensor, keep: Tensor, row_keep: Tensor | None = None) -> None:
-        """One width per sub-group: `column` [groups] int64 index into `widths`, `keep` [groups] 1.0, or 0.0 where pruned."""
-        self._share, self._column, self._row_keep = keep[:, None], column, row_keep
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
-        """The quantised weight of all rows, or of the given ones: [rows, columns]."""
-        if self._share is None:
-            raise RuntimeError("use_mixture or use_choice comes before the first forward pass")
+        _, share, column = self._used(rows)
         every = torch.arange(len(self.weight), device=self.weight.device) if rows is None else rows
-        weight = self.weight if rows is None else functional.embedding(rows, self.weight)
-        share, group = self._share[self.group_of_row[every]], self.group_of_row[every]
-        if self._row_keep is not None:
-            share = share * self._row_keep[every, None]
+        weight = rows_of(self.weight, rows)
         codebooks = self.quantizer.split(self.codebooks * self.spread, self.widths)
-        if self._column is not None:
-            return self._chosen(weight, every, self._column[group], codebooks) * share
+        if column is not None:
+            return self._chosen(weight, every, column, codebooks) * share
         mixed = torch.zeros_like(weight)
         for k in range(len(self.widths)):
             mixed = mixed + share[:, k : k + 1] * self._quantised(weight, every, k, codebooks[k])
@@ -97,6 +76,10 @@ class CodedWeight(nn.Module):
         assert self._column is not None
         return {self.widths[column] for column in self._column.tolist()}
 
+    def vector_length(self) -> int | None:
+        storage = self.quantizer.storage
+        return max(map(storage.block, self.chosen_widths())) if storage.vectors else None
+
     @torch.no_grad()
     def measure_again(self) -> None:
         """Put codebooks of the weights as they are now in the place of the learned ones, at the widths that are chosen."""
@@ -104,7 +87,6 @@ class CodedWeight(nn.Module):
         self.codebooks.copy_(found / self.spread)
 
     def quantiser_parameters(self) -> list[nn.Parameter]:
-        """What is learned beside the weight."""
         return [self.codebooks]
 
     @torch.no_grad()
@@ -126,3 +108,6 @@ class CodedWeight(nn.Module):
         for k, codebook in enumerate(codebooks):
             chosen[column == k, : codebook.shape[1]] = codebook[column == k]
         return chosen
+
+    def packed_values(self, stored: Tensor, scale: Tensor, bits: Tensor) -> Tensor:
+        return stored * (bits > 0)[self.group_of_row.cpu(), None]

@@ -8,7 +8,7 @@ from autoquant.core.errors import SpaceError
 from autoquant.core.settings import RecoverySettings
 from autoquant.core.subgroup import Matrix, Partition
 from autoquant.quantizers import QUANTIZERS, CodebookQuantizer
-from autoquant.refine.quant_noise import BLOCK, block_of, quantised_in_part
+from autoquant.refine.quant_noise import BLOCK, quantised_in_part
 from autoquant.supernet.coded import CodedWeight
 
 
@@ -20,15 +20,14 @@ def test_whole_blocks_are_quantised_or_not() -> None:
     assert part.mean().item() == pytest.approx(0.3, abs=0.05)
 
 
-@pytest.mark.parametrize(("name", "block"), [("pq", 4), ("gobo", BLOCK)])
-def test_a_block_is_what_a_code_stands_for(name: str, block: int) -> None:
+@pytest.mark.parametrize(("name", "length"), [("pq", 4), ("gobo", None)])
+def test_a_block_is_what_a_code_stands_for(name: str, length: int | None) -> None:
     partition = Partition(Matrix("m", 32, 32, "query", 0), (2,), (32,))
     weight, quantizer, group = nn.Parameter(torch.randn(32, 32)), QUANTIZERS[name], torch.zeros(32, dtype=torch.long)
     assert isinstance(quantizer, CodebookQuantizer)
     mixed = CodedWeight(weight, quantizer.measure(weight.detach(), (2,), group, (2,)), partition, (2,), quantizer)
     mixed.use_choice(torch.tensor([0]), torch.ones(1))
-    assert block_of(mixed) == block
-    assert block_of(nn.Identity()) == BLOCK
+    assert mixed.vector_length() == length
 
 
 def test_a_share_of_one_quantises_everything() -> None:

@@ -1,6 +1,5 @@
-"""What a mixed weight hands to its layer, for all rows or some of them, with a scale per row or per sub-group."""
+"""What layers make of a mixed weight and their input."""
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,80 +8,23 @@ from torch.nn import functional
 from autoquant.core.subgroup import Matrix, Partition
 from autoquant.quantizers import Midrise
 from autoquant.quantizers.activation import fake_quantize_dynamic
-from autoquant.supernet.layers import MixedPrecisionEmbedding, MixedPrecisionLinear, MixedWeight
+from autoquant.supernet.layers import MixedPrecisionEmbedding, MixedPrecisionLinear
 from autoquant.supernet.mixing import KERNELS
+from autoquant.supernet.scaled import ScaledWeight
 
 WIDTHS = (1, 2, 8)
-BUCKETS = np.array([2, 0, 1, 1, 0, 2, 2, 1, 0, 2], dtype=np.uint8)  # ten rows in three interleaved groups
-SIZES = (3, 3, 4)
 
 
-def mixed_weight(per_row: bool) -> MixedWeight:
-    draw = torch.Generator().manual_seed(0)
-    partition = Partition(Matrix("m.weight", 10, 6, "word_embedding"), (0, *WIDTHS), SIZES, BUCKETS)
-    scale = 0.1 + torch.rand(10 if per_row else 3, len(WIDTHS), generator=draw)
-    weight = nn.Parameter(torch.randn(10, 6, generator=draw))
-    return MixedWeight(weight, scale.log(), partition, WIDTHS, Midrise(), per_row)
+@pytest.fixture
+def mixed() -> ScaledWeight:
+    """Ten rows in three sub-groups."""
+    partition = Partition(Matrix("m.weight", 10, 6, "word_embedding"), (0, *WIDTHS), (3, 3, 4))
+    scale = 0.1 + torch.rand(10, len(WIDTHS))
+    return ScaledWeight(nn.Parameter(torch.randn(10, 6)), scale.log(), partition, WIDTHS, Midrise(), per_row=True)
 
 
-def quantised_rows(mixed: MixedWeight, bits: tuple[int, ...]) -> Tensor:
-    """Row by row: the group's width, the row's (or the group's) scale; zeros where the group is pruned."""
-    rows = []
-    for row, group in enumerate(BUCKETS.tolist()):
-        if not bits[group]:
-            rows.append(torch.zeros(1, 6))
-            continue
-        scale = mixed.log_scale.detach().exp()[row if mixed.per_row else group, WIDTHS.index(bits[group])]
-        rows.append(Midrise().fake_quantize(mixed.weight.detach()[[row]], scale[None], bits[group]))
-    return torch.cat(rows)
-
-
-@pytest.mark.parametrize("per_row", [True, False])
-def test_a_choice_is_one_width_per_group(per_row: bool) -> None:
-    mixed = mixed_weight(per_row)
-    mixed.use_choice(torch.tensor([2, 0, 1]), torch.tensor([1.0, 0.0, 1.0]))
-    torch.testing.assert_close(mixed(), quantised_rows(mixed, (8, 0, 2)))
-
-
-@pytest.mark.parametrize("per_row", [True, False])
-def test_a_one_hot_mixture_is_that_choice(per_row: bool) -> None:
-    mixed = mixed_weight(per_row)
-    mixed.use_mixture(torch.tensor([[0.0, 0, 1], [0, 0, 0], [0, 1, 0]]))
-    torch.testing.assert_close(mixed(), quantised_rows(mixed, (8, 0, 2)))
-
-
-@pytest.mark.parametrize("per_row", [True, False])
-@pytest.mark.parametrize("choice", [True, False])
-def test_some_rows_are_those_of_all_rows(per_row: bool, choice: bool) -> None:
-    mixed, rows = mixed_weight(per_row), torch.tensor([7, 0, 3])
-    if choice:
-        mixed.use_choice(torch.tensor([2, 0, 1]), torch.tensor([1.0, 0.0, 1.0]))
-    else:
-        mixed.use_mixture(torch.rand(3, 3))
-    assert torch.equal(mixed(rows), mixed()[rows])
-
-
-def test_before_a_choice_there_is_no_weight() -> None:
-    with pytest.raises(RuntimeError, match="use_mixture or use_choice"):
-        mixed_weight(True)()
-
-
-@pytest.mark.parametrize("per_row", [True, False])
-def test_the_chosen_scale_is_what_float16_holds(per_row: bool) -> None:
-    mixed = mixed_weight(per_row)
-    with torch.no_grad():
-        mixed.log_scale[0, 2], mixed.log_scale[1, 0] = -40.0, 40.0
-    column = torch.tensor([2, 0, 1])
-    scale = mixed.chosen_scale(column)
-    where = BUCKETS.tolist() if per_row else [0, 1, 2]
-    expected = mixed.log_scale.detach().exp()[range(len(where)), column[where]].clamp(2.0**-24, 65504.0).half()
-    assert torch.equal(scale, expected.float())
-    assert bool((scale > 0).all())
-    assert bool(scale.isfinite().all())
-
-
-def test_an_embedding_mixes_only_the_rows_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    mixed, mixed_rows, forward = mixed_weight(True), [], KERNELS.forward
+def test_an_embedding_mixes_only_the_rows_of_the_batch(mixed: ScaledWeight, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed_rows, forward = [], KERNELS.forward
     layer = MixedPrecisionEmbedding(nn.Embedding(10, 6), mixed)
     share, ids = torch.rand(3, 3, requires_grad=True), torch.tensor([[4, 2, 4], [9, 9, 2]])
     leaves = [mixed.weight, mixed.log_scale, share]
@@ -104,10 +46,9 @@ def test_an_embedding_mixes_only_the_rows_of_the_batch(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("activation_bits", [8, 32])
-def test_a_linear_layer_quantises_its_input_only_if_told(activation_bits: int) -> None:
-    mixed, x = mixed_weight(True), torch.randn(4, 6)
-    source = nn.Linear(6, 10)
+def test_a_linear_layer_quantises_its_input_only_if_told(mixed: ScaledWeight, activation_bits: int) -> None:
+    x, source = torch.randn(4, 6), nn.Linear(6, 10)
     layer = MixedPrecisionLinear(source, mixed, activation_bits)
     mixed.use_choice(torch.tensor([2, 0, 1]), torch.ones(3))
     seen = fake_quantize_dynamic(x) if activation_bits == 8 else x
-    torch.testing.assert_close(layer(x), functional.linear(seen, quantised_rows(mixed, (8, 1, 2)), source.bias))
+    torch.testing.assert_close(layer(x), functional.linear(seen, mixed(), source.bias))
