@@ -52,18 +52,25 @@ def ablation_table(folder: Path = RESULTS) -> str:
     return "\n".join([*lines, "", *_notes(measured, folder), *_ranks(cells), *_stability(measured)])
 
 
-def annealed_table(folder: Path = RESULTS) -> str:
-    """A change that was tried, on dev sets: task and ratio x the metric of `default` and of `annealed`."""
+def dev_table(changed: str, folder: Path = RESULTS) -> str:
+    """A changed recipe on dev sets: task and ratio x the metric of `default` and of the row `changed`, and how far the answers
+    of either are from the teacher's (nats, squared error for a regression)."""
     cells = [cell for cell in read_cells(folder) if cell["scored"] == "dev"]
     _check_alike(cells)
-    lines = ["| dev set | full precision | default | annealed | annealed minus default |", "|---|---|---|---|---|"]
+    heads = ("dev set", "full precision", "default", changed, f"{changed} minus default", "from the teacher")
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for column in sorted(set(map(_column, cells))):
-        sides = [[c for c in cells if c["row"] == row and _column(c) == column] for row in ("default", "annealed")]
+        sides = [[c for c in cells if c["row"] == row and _column(c) == column] for row in ("default", changed)]
         if all(sides):
             metric = sides[0][0]["metric"]
             full, values = points(sides[0][0]["full_precision"][metric]), " | ".join(map(_spread, sides))
-            lines.append(f"| {_column_name(column)} ({metric}) | {full} | {values} | {_difference(sides[1], sides[0])} |")
+            far = " to ".join(map(_distance, sides)) if all("divergence" in c for side in sides for c in side) else ""
+            lines.append(f"| {_column_name(column)} ({metric}) | {full} | {values} | {_difference(sides[1], sides[0])} | {far} |")
     return "\n".join(lines)
+
+
+def _distance(cells: Cells) -> str:
+    return f"{np.mean([cell['divergence'] for cell in cells]):.3f}"
 
 
 def exchange_table(folder: Path = RESULTS) -> str:
