@@ -123,8 +123,8 @@ ROWS: dict[str, Row] = {
         searched_by="structure",
     ),
     "long-recovery": Row("as many more steps of recovery as the search has", search_too=True, searched_by="default"),
-    "no-mrem-800": Row("- reconstruction, 800 steps of recovery", LONGER_ALONE, searched_by="default"),
-    "no-mrem-800-uniform": Row("uniform bits, the same", LONGER_ALONE, strategy="uniform"),
+    "no-mrem-800": Row("- reconstruction, 800 steps", LONGER_ALONE, searched_by="default"),
+    "no-mrem-800-uniform": Row("uniform bits, - reconstruction, 800 steps", LONGER_ALONE, strategy="uniform"),
     "high-rate": Row("recovery rate 5e-4", {"recovery": {"learning_rate": 5e-4}}, searched_by="default"),
     # more texts
     "exchange": Row("recovery on exchanged words", EXCHANGED, searched_by="default"),
@@ -139,7 +139,7 @@ ROWS: dict[str, Row] = {
     "longer": Row("1,200 steps of recovery", LONGER, searched_by="default"),
     "longer-uniform": Row("uniform bits, 1,200 steps of recovery", LONGER, strategy="uniform"),
     "texts": Row("1,200 steps of recovery, further texts without labels", LONGER, searched_by="default", more_texts=True),
-    "texts-uniform": Row("uniform bits, the same", LONGER, strategy="uniform", more_texts=True),
-    "texts-search": Row("- search, the same", LONGER, strategy="fisher", more_texts=True),
+    "texts-uniform": Row("uniform bits, 1,200 steps, further texts", LONGER, strategy="uniform", more_texts=True),
+    "texts-search": Row("- search, 1,200 steps, further texts", LONGER, strategy="fisher", more_texts=True),
     "no-mrem": Row("- reconstruction", {"recovery": {"mrem_steps": 0}}, searched_by="default"),
 }
