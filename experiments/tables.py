@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from ablation_tables import ablation_table, dev_table, exchange_table
+from ablation_tables import ablation_table, changed_answers_table, dev_table, exchange_table
 from compare_plot import plot_compare
 from compare_tables import linears_table, methods_table, recipes_table, whole_table
 from deployment_tables import deployment_table
@@ -43,6 +43,7 @@ def tables() -> dict[str, str]:
         "peers-linear": linears_table(),
         "peers-whole": whole_table(),
         "ablation": ablation_table(),
+        "changed-answers": changed_answers_table(),
         "annealed": dev_table("annealed"),
         "lasting": lasting_table(),
         "exchange": exchange_table(),

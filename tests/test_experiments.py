@@ -223,6 +223,25 @@ def test_whose_answers_are_the_teachers(tmp_path: Path, monkeypatch: pytest.Monk
     assert tables._agreement([cell, {**cell, "answers": [1, 0, 0, 1]}], tmp_path) == "87.50 (75.00 to 100.00)"
 
 
+def test_which_way_answers_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, of ten texts: three to positive, one of them right, and one to negative, which is right.
+
+    Lost: one right and two wrong, and one right, so nothing on balance. If two had gone either way: a third of two is right,
+    less two thirds, and both others are: (-2/3 + 2) / 10.
+    """
+    tables = module("ablation_tables", monkeypatch)
+    teacher, ours = [0, 0, 0, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 1, 1, 1, 0, 0, 0]
+    labels = [1, 0, 0, 0, 1, 1, 1, 0, 0, 0]
+    (tmp_path / "aaaaaaaa").mkdir()
+    np.save(tmp_path / "aaaaaaaa" / "sst2-train-full-precision.npy", np.eye(2, dtype=np.float32)[teacher])
+    cell = {"task": "sst2", "scored": "train", "ratio": 25.0, "row": "default", "labels": labels, "answers": ours}
+    cell |= {"teacher_sha256": "aaaaaaaa0", "full_precision": {"accuracy": 0.8}, "metrics": {"accuracy": 0.8}}
+    (tmp_path / "aaaaaaaa" / "cell.json").write_text(json.dumps(cell))
+    lines = tables.changed_answers_table(tmp_path).splitlines()
+    assert lines[2] == "| 25x, default | 1 | 3 | 33% | 1 | 100% | +0.00 | +13.33 |"
+    assert lines[-1] == "Full precision answers positive to 40.0 % of the phrases; 40.0 % are."
+
+
 def test_what_stays_of_a_loss(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
     """A case that is there is not measured again; what 8 bits everywhere lose is subtracted."""
     cases = ["8 bits everywhere", "encoder at 1 bit"]
