@@ -44,6 +44,7 @@ def tables() -> dict[str, str]:
         "peers-whole": whole_table(),
         "ablation": ablation_table(),
         "changed-answers": changed_answers_table(),
+        "groups-rows": dev_table("groups-rows"),
         "annealed": dev_table("annealed"),
         "lasting": lasting_table(),
         "exchange": exchange_table(),
