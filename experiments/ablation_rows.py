@@ -124,7 +124,6 @@ ROWS: dict[str, Row] = {
     ),
     "long-recovery": Row("as many more steps of recovery as the search has", search_too=True, searched_by="default"),
     "no-mrem-800": Row("- reconstruction, 800 steps", LONGER_ALONE, searched_by="default"),
-    "no-mrem-800-uniform": Row("uniform bits, - reconstruction, 800 steps", LONGER_ALONE, strategy="uniform"),
     "high-rate": Row("recovery rate 5e-4", {"recovery": {"learning_rate": 5e-4}}, searched_by="default"),
     # more texts
     "exchange": Row("recovery on exchanged words", EXCHANGED, searched_by="default"),

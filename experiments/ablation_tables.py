@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,23 @@ from autoquant.core.settings import Recipe, from_mapping
 from autoquant.tasks.metrics import answers, score
 
 RESULTS = Path(__file__).parent / "results" / "ablation"
-EXCHANGED_ROWS = {
-    "default": "exchange",
-    "uniform": "exchange-uniform",
-    "search": "exchange-search",
-    "search-floor": "exchange-search-floor",
-}  # by the row with the same bits
+CHANGES = {
+    "groups": (
+        ("default", "groups-128"),
+        ("default", "groups-rows"),
+        ("search", "search-groups-128"),
+        ("search", "search-groups-rows"),
+    ),
+    "texts": (("default", "texts"), ("long-recovery", "texts"), ("uniform", "texts-uniform"), ("texts-uniform", "texts")),
+    "exchange": (
+        ("default", "exchange"),
+        ("uniform", "exchange-uniform"),
+        ("search", "exchange-search"),
+        ("search-floor", "exchange-search-floor"),
+    ),
+    "annealed": (("default", "annealed"),),
+}
+"""Tables of pairs of rows: one, and with a change."""
 OTHER = "†"  # marks a value in another precision or under another teacher than its column's
 
 Cells = list[dict[str, Any]]
@@ -52,25 +64,31 @@ def ablation_table(folder: Path = RESULTS) -> str:
     return "\n".join([*lines, "", *_notes(measured, folder), *_ranks(cells), *_stability(measured)])
 
 
-def dev_table(changed: str, folder: Path = RESULTS) -> str:
-    """A changed recipe on dev sets: task and ratio x the metric of `default` and of the row `changed`, and how far the answers
-    of either are from the teacher's (nats, squared error for a regression)."""
-    cells = [cell for cell in read_cells(folder) if cell["scored"] == "dev"]
-    _check_alike(cells)
-    heads = ("dev set", "full precision", "default", changed, f"{changed} minus default", "from the teacher")
+def changes_table(name: str, folder: Path = RESULTS) -> str:
+    """The pairs of CHANGES[name] by task and ratio, dev sets last: the metric of either and the difference, that of the share of
+    answers that are the teacher's, and how far the answers are from its (nats, of a regression half a squared error)."""
+    cells = read_cells(folder)
+    heads = ["", "row", "changed row", "full precision", "row", "changed row"]
+    heads += ["difference", "as teacher: difference", "from the teacher"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    for column in sorted(set(map(_column, cells))):
-        sides = [[c for c in cells if c["row"] == row and _column(c) == column] for row in ("default", changed)]
+    kinds = sorted({(_column(cell), cell["scored"]) for cell in cells}, key=lambda kind: (kind[1] == "dev", kind[0]))
+    for (column, scored), rows in itertools.product(kinds, CHANGES[name]):
+        alike = [cell for cell in cells if (_column(cell), cell["scored"]) == (column, scored)]
+        sides = [[cell for cell in alike if cell["row"] == row] for row in rows]
         if all(sides):
-            metric = sides[0][0]["metric"]
-            full, values = points(sides[0][0]["full_precision"][metric]), " | ".join(map(_spread, sides))
-            far = " to ".join(map(_distance, sides)) if all("divergence" in c for side in sides for c in side) else ""
-            lines.append(f"| {_column_name(column)} ({metric}) | {full} | {values} | {_difference(sides[1], sides[0])} | {far} |")
+            metric, taught = sides[0][0]["metric"], teacher_answers(sides[0][0], folder)
+            about = f"{_column_name(column)}{' dev' if scored == 'dev' else ''} ({metric})"
+            columns = [about, *(ROWS[row].about for row in rows), points(sides[0][0]["full_precision"][metric])]
+            columns += [*map(_spread, sides), _difference(sides[1], sides[0])]
+            columns += ["" if taught is None else _difference(sides[1], sides[0], taught), _distances(sides)]
+            lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
 
 
-def _distance(cells: Cells) -> str:
-    return f"{np.mean([cell['divergence'] for cell in cells]):.3f}"
+def _distances(sides: Sequence[Cells]) -> str:
+    """Mean of either side, where it was measured."""
+    known = [[cell["divergence"] for cell in side if "divergence" in cell] for side in sides]
+    return " to ".join(f"{np.mean(side):.3f}" for side in known) if all(known) else ""
 
 
 def changed_answers_table(folder: Path = RESULTS) -> str:
@@ -91,9 +109,11 @@ def changed_answers_table(folder: Path = RESULTS) -> str:
             lost, even = (texts * float(np.dot(counts, 2 * right - 1)) for counts in ((up, down), [(up + down) / 2] * 2))
             counts = f"{up:.0f} | {right[0]:.0%} | {down:.0f} | {right[1]:.0%}"
             lines.append(f"| {ratio}x, {ROWS[row].about} | {len(cells)} | {counts} | {lost:+.2f} | {even:+.2f} |")
-    taught = 100 * np.mean([np.mean(teacher_answers(cell, folder) == 1) for cell in measured if cell["row"] == "default"])
-    labels = 100 * np.mean([np.mean(cell["labels"]) for cell in measured])
-    return "\n".join([*lines, "", f"Full precision answers positive to {taught:.1f} % of the phrases; {labels:.1f} % are."])
+    known = [answers for cell in measured if (answers := teacher_answers(cell, folder)) is not None]
+    if known:
+        taught, labels = 100 * np.mean(known), 100 * np.mean([cell["labels"] for cell in measured])
+        lines += ["", f"Full precision answers positive to {taught:.1f} % of the phrases; {labels:.1f} % are."]
+    return "\n".join(lines)
 
 
 def _changed(cell: dict[str, Any], folder: Path) -> np.ndarray:
@@ -101,25 +121,6 @@ def _changed(cell: dict[str, Any], folder: Path) -> np.ndarray:
     ours, labels, theirs = np.array(cell["answers"]), np.array(cell["labels"]), teacher_answers(cell, folder)
     ways = [(ours == way) & (theirs != way) for way in (1, 0)]
     return np.array([[(changed & (labels != ours)).sum(), (changed & (labels == ours)).sum()] for changed in ways])
-
-
-def exchange_table(folder: Path = RESULTS) -> str:
-    """Recovery on exchanged words beside that on the texts as they are: metric, and how many answers are the teacher's."""
-    cells = read_cells(folder)
-    heads = ("full precision", "texts as they are", "words exchanged", "difference", "as teacher: difference")
-    lines = [f"| | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
-    kinds = sorted({(_column(cell), cell["scored"]) for cell in cells}, key=lambda kind: (kind[1] == "dev", kind[0]))
-    for (column, scored), (plain, exchanged) in itertools.product(kinds, EXCHANGED_ROWS.items()):
-        alike = [cell for cell in cells if (_column(cell), cell["scored"]) == (column, scored)]
-        sides = [[cell for cell in alike if cell["row"] == row] for row in (plain, exchanged)]
-        if all(sides):
-            metric, about = sides[0][0]["metric"], ROWS[plain].about
-            full = points(sides[0][0]["full_precision"][metric])
-            taught = teacher_answers(sides[0][0], folder)
-            changes = _difference(sides[1], sides[0]), "" if taught is None else _difference(sides[1], sides[0], taught)
-            name = f"{_column_name(column)}{' dev' if scored == 'dev' else ''} ({metric}), {about}"
-            lines.append(f"| {name} | {full} | {' | '.join([*map(_spread, sides), *changes])} |")
-    return "\n".join(lines)
 
 
 def read_cells(folder: Path) -> Cells:

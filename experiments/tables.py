@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from ablation_tables import ablation_table, changed_answers_table, dev_table, exchange_table
+from ablation_tables import CHANGES, ablation_table, changed_answers_table, changes_table
 from compare_plot import plot_compare
 from compare_tables import linears_table, methods_table, recipes_table, whole_table
 from deployment_tables import deployment_table
@@ -44,10 +44,8 @@ def tables() -> dict[str, str]:
         "peers-whole": whole_table(),
         "ablation": ablation_table(),
         "changed-answers": changed_answers_table(),
-        "groups-rows": dev_table("groups-rows"),
-        "annealed": dev_table("annealed"),
+        **{name: changes_table(name) for name in CHANGES},
         "lasting": lasting_table(),
-        "exchange": exchange_table(),
         "deployment": deployment_table(),
         "mrem": mrem_table(),
         "mrem-settings": mrem_settings_table(),

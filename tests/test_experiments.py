@@ -242,6 +242,34 @@ def test_which_way_answers_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert lines[-1] == "Full precision answers positive to 40.0 % of the phrases; 40.0 % are."
 
 
+def test_a_row_and_its_change_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, of four texts: half of them right, then all, of which the teacher says all but one; dev sets last."""
+    tables = module("ablation_tables", monkeypatch)
+    (tmp_path / "aaaaaaaa").mkdir()
+    np.save(tmp_path / "aaaaaaaa" / "sst2-train-full-precision.npy", np.eye(2, dtype=np.float32)[[1, 0, 1, 1]])
+
+    def write(row: str, scored: str, answers: list[int], **more: float) -> None:
+        right = sum(answer == label for answer, label in zip(answers, [1, 0, 1, 0], strict=True)) / 4
+        cell = {"task": "sst2", "scored": scored, "ratio": 25.0, "row": row, "seed": 0, "labels": [1, 0, 1, 0]}
+        cell |= {"answers": answers, "teacher_sha256": "aaaaaaaa0", "metric": "accuracy", "metrics": {"accuracy": right}}
+        cell |= {"full_precision": {"accuracy": 0.75}, **more}
+        (tmp_path / "aaaaaaaa" / f"{scored}-{row}.json").write_text(json.dumps(cell))
+
+    write("default", "train", [1, 0, 0, 1], divergence=0.2)
+    write("annealed", "train", [1, 0, 1, 0], divergence=0.1)
+    write("default", "dev", [1, 0, 1, 0])
+    write("annealed", "dev", [1, 0, 1, 0])
+    lines = tables.changes_table("annealed", tmp_path).splitlines()
+    held_out, dev = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:])
+    assert held_out[0] == "sst2 25x (accuracy)"
+    assert held_out[3:6] == ["75.00", "50.00", "100.00"]
+    assert held_out[6].startswith("+50.00")  # and 0 more as the teacher: the fourth no longer is, the third now is
+    assert held_out[7].startswith("+0.00")
+    assert held_out[8] == "0.200 to 0.100"
+    assert dev[0] == "sst2 25x dev (accuracy)"
+    assert dev[8] == ""
+
+
 def test_what_stays_of_a_loss(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
     """A case that is there is not measured again; what 8 bits everywhere lose is subtracted."""
     cases = ["8 bits everywhere", "encoder at 1 bit"]

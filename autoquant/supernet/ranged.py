@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from autoquant.core.subgroup import Partition
 from autoquant.quantizers import MinMax
 from autoquant.supernet.mixed import GridWeight, rows_of
 from autoquant.supernet.mixing import mix
@@ -19,11 +18,6 @@ class RangedWeight(GridWeight):
     """
 
     quantizer: MinMax
-
-    def __init__(
-        self, weight: nn.Parameter, partition: Partition, widths: tuple[int, ...], quantizer: MinMax, per_row: bool
-    ) -> None:
-        super().__init__(weight, partition, widths, quantizer, per_row)
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
         group, share, column = self._used(rows)
