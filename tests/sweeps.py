@@ -7,7 +7,7 @@ from autoquant.pareto.results import Point, Sweep
 
 def manifest(*bits: int) -> dict[str, Any]:
     """An allocation of two layers of one query matrix each, two sub-groups of 2 rows x 4 columns, and two buckets."""
-    why = {"probability": None, "sensitivity": 1e-6}
+    why = {"probability": None, "sensitivity": [1e-6, 1e-6]}
     layers = [
         {
             "name": f"layer.{layer}.query.weight",
@@ -15,10 +15,9 @@ def manifest(*bits: int) -> dict[str, Any]:
             "kind": "query",
             "layer": layer,
             "buckets_sha256": None,
-            "subgroups": [
-                {"rows": [0, 2], "bits": bits[2 * layer], "why": why},
-                {"rows": [2, 4], "bits": bits[2 * layer + 1], "why": why},
-            ],
+            "rows": [2, 2],
+            "bits": list(bits[2 * layer : 2 * layer + 2]),
+            **why,
         }
         for layer in range(2)
     ]
@@ -28,7 +27,9 @@ def manifest(*bits: int) -> dict[str, Any]:
         "kind": "word_embedding",
         "layer": None,
         "buckets_sha256": "0" * 64,
-        "subgroups": [{"bucket": 0, "rows": 2, "bits": 8, "why": why}, {"bucket": 1, "rows": 8, "bits": 1, "why": why}],
+        "rows": [2, 8],
+        "bits": [8, 1],
+        **why,
     }
     return {"matrices": [words, *layers], "reached": {"file": 100, "counted": 100, "breakdown": {"query": 60, "rest": 40}}}
 

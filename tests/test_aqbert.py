@@ -24,7 +24,7 @@ def test_fills_its_budget_and_says_how_far_the_search_was_off(
     assert metrics["reload_difference"] < 1e-5
     manifest = json.loads((tmp_path / "model" / "allocation.json").read_text("utf-8"))
     assert manifest["recovery"]["recovery"]["start"] == "pretrained"
-    kinds = {matrix["kind"]: {group["bits"] for group in matrix["subgroups"]} for matrix in manifest["matrices"]}
+    kinds = {matrix["kind"]: set(matrix["bits"]) for matrix in manifest["matrices"]}
     assert kinds["query"] <= {0, 2, 4, 8}
     if preset == "aqbert":
         assert manifest["quantizer"] == "minmax"

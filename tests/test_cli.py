@@ -169,7 +169,7 @@ def test_options_override_the_preset(tiny_classifier_dir: Path, tiny_data: Path,
     assert settings["recovery"]["steps"] == 5
     manifest = json.loads((run_dir / "model" / "allocation.json").read_text("utf-8"))
     assert manifest["space"]["name"] == "layer"
-    assert all(len(m["subgroups"]) == 1 for m in manifest["matrices"] if m["layer"] is not None)
+    assert all(len(m["bits"]) == 1 for m in manifest["matrices"] if m["layer"] is not None)
 
 
 def test_a_space_of_ones_own(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_space_of_ones_own(tiny_classifier_dir: Path, tiny_data: Path, tmp_pat
     space.write_text("[default]\nbits = [2, 4]\ngroups = 2\n[classifier]\nbits = [8]\ngroups = 1\n", "utf-8")
     search(tiny_classifier_dir, tiny_data, tmp_path / "run", "--space", space)
     manifest = json.loads((tmp_path / "run" / "model" / "allocation.json").read_text("utf-8"))
-    widths = {group["bits"] for matrix in manifest["matrices"] for group in matrix["subgroups"]}
+    widths = {bits for matrix in manifest["matrices"] for bits in matrix["bits"]}
     assert widths == {2, 4, 8}
 
 
@@ -227,4 +227,4 @@ def test_another_strategy_may_be_ours(
     assert f"ours ({strategy})" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "run" / "model" / "allocation.json").read_text("utf-8"))
     assert manifest["strategy"] == strategy
-    assert all(group["why"]["probability"] is None for matrix in manifest["matrices"] for group in matrix["subgroups"])
+    assert all(matrix["probability"] is None for matrix in manifest["matrices"])

@@ -53,7 +53,7 @@ def run(preset: str, model: Path, data: Path, run_dir: Path, *more: str) -> tupl
 def bits_by_kind(manifest: dict[str, Any]) -> dict[str, set[int]]:
     kinds: dict[str, set[int]] = {}
     for matrix in manifest["matrices"]:
-        kinds.setdefault(matrix["kind"], set()).update(group["bits"] for group in matrix["subgroups"])
+        kinds.setdefault(matrix["kind"], set()).update(matrix["bits"])
     return kinds
 
 

@@ -6,7 +6,6 @@ rows of one token-frequency bucket. Every sub-group has its own bit-width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,16 +25,6 @@ class Matrix:
     @property
     def parameters(self) -> int:
         return self.rows * self.columns
-
-
-@dataclass(frozen=True)
-class Subgroup:
-    """Rows of one matrix that share a bit-width: `rows` is a half-open range, or None for a token-frequency bucket."""
-
-    parameter: str
-    index: int
-    count: int
-    rows: tuple[int, int] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +56,6 @@ class Partition:
         if self.buckets is not None:
             return self.buckets.astype(np.int64)
         return np.repeat(np.arange(self.groups), self.sizes)
-
-    def subgroups(self) -> Iterator[Subgroup]:
-        ends = np.cumsum(self.sizes)
-        for index, (size, end) in enumerate(zip(self.sizes, ends, strict=True)):
-            rows = None if self.buckets is not None else (int(end) - size, int(end))
-            yield Subgroup(self.matrix.name, index, size, rows)
 
 
 def even_sizes(rows: int, groups: int) -> tuple[int, ...]:

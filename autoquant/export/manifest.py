@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from autoquant.core.files import atomic_write_text
 from autoquant.core.space import Rule, SearchSpace, parse_space
 from autoquant.core.subgroup import Partition
 
-FORMAT, VERSION = "autoquant-allocation", 2
+FORMAT, VERSION = "autoquant-allocation", 3
 SCHEMA = Path(__file__).with_name("allocation.schema.json")
-LINE = 130  # characters up to which an object stays on one line; a sub-group does
+LINE = 130  # characters of a line, at most, where it can be broken
 
 
 def build_manifest(
@@ -60,7 +60,10 @@ def build_manifest(
     allocation.check_fits(partitions)
     ends = np.cumsum([p.groups for p in partitions])
     pieces = [slice(int(end) - p.groups, int(end)) for p, end in zip(partitions, ends, strict=True)]
-    chances, losses = _numbers(probability, int(ends[-1])), _numbers(sensitivity, int(ends[-1]))
+
+    def of(values: np.ndarray | None, piece: slice) -> np.ndarray | None:
+        return None if values is None else values[piece]
+
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -80,19 +83,15 @@ def build_manifest(
         "versions": dict(versions),
         "removed": list(allocation.removed),
         "matrices": [
-            _matrix(p, allocation.bits[p.matrix.name], chances[piece], losses[piece])
+            _matrix(p, allocation.bits[p.matrix.name], of(probability, piece), of(sensitivity, piece))
             for p, piece in zip(partitions, pieces, strict=True)
         ],
     }
 
 
 def _matrix(
-    partition: Partition, bits: Sequence[int], chances: Sequence[float | None], losses: Sequence[float | None]
+    partition: Partition, bits: Sequence[int], probability: np.ndarray | None, sensitivity: np.ndarray | None
 ) -> dict[str, Any]:
-    subgroups = []
-    for group, width, chance, loss in zip(partition.subgroups(), bits, chances, losses, strict=True):
-        where = {"bucket": group.index, "rows": group.count} if group.rows is None else {"rows": list(group.rows)}
-        subgroups.append({**where, "bits": width, "why": {"probability": chance, "sensitivity": loss}})
     matrix = partition.matrix
     return {
         "name": matrix.name,
@@ -100,7 +99,10 @@ def _matrix(
         "kind": matrix.kind,
         "layer": matrix.layer,
         "buckets_sha256": buckets_sha256(partition),
-        "subgroups": subgroups,
+        "rows": list(partition.sizes),
+        "bits": list(bits),
+        "probability": _numbers(probability),
+        "sensitivity": _numbers(sensitivity),
     }
 
 
@@ -116,9 +118,9 @@ def _rule(rule: Rule) -> dict[str, Any]:
     return {"bits": list(rule.bits), "groups": rule.groups, **scale}
 
 
-def _numbers(values: np.ndarray | None, count: int) -> list[float | None]:
-    """One number a sub-group; six digits say enough of a reason and keep a sub-group on its line."""
-    return [None] * count if values is None else [float(f"{value:.6g}") for value in values]
+def _numbers(values: np.ndarray | None) -> list[float] | None:
+    """Four digits say enough of a reason."""
+    return None if values is None else [float(f"{value:.4g}") for value in values]
 
 
 def buckets_sha256(partition: Partition) -> str | None:
@@ -138,17 +140,19 @@ def write_manifest(path: str | Path, manifest: Mapping[str, Any]) -> Path:
 
 
 def _render(value: Any, indent: str = "") -> str:
-    """JSON with sorted keys, on one line where it fits: so a sub-group, the most frequent thing, takes one line."""
+    """JSON with sorted keys, on one line where it fits; long lists of numbers go on over several lines."""
     flat = json.dumps(value, sort_keys=True, allow_nan=False)
     if len(indent) + len(flat) <= LINE or not isinstance(value, Mapping | list | tuple):
         return flat
     deeper = indent + " "
-    if isinstance(value, Mapping):
-        items = [f"{json.dumps(key)}: {_render(value[key], deeper)}" for key in sorted(value)]
-    else:
-        items = [_render(item, deeper) for item in value]
     start, end = "{}" if isinstance(value, Mapping) else "[]"
-    return f"{start}\n" + ",\n".join(deeper + item for item in items) + f"\n{indent}{end}"
+    if isinstance(value, Mapping):
+        inside = ",\n".join(f"{deeper}{json.dumps(key)}: {_render(value[key], deeper)}" for key in sorted(value))
+    elif isinstance(value[0], int | float):
+        inside = textwrap.fill(flat[1:-1], LINE, initial_indent=deeper, subsequent_indent=deeper)
+    else:
+        inside = ",\n".join(deeper + _render(item, deeper) for item in value)
+    return f"{start}\n{inside}\n{indent}{end}"
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -165,7 +169,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 def manifest_allocation(manifest: Mapping[str, Any]) -> BitAllocation:
     """The allocation in a manifest."""
-    bits = {m["name"]: tuple(int(g["bits"]) for g in m["subgroups"]) for m in manifest["matrices"]}
+    bits = {matrix["name"]: tuple(map(int, matrix["bits"])) for matrix in manifest["matrices"]}
     return BitAllocation(bits, tuple(manifest.get("removed", ())))
 
 
@@ -181,7 +185,7 @@ def _validator() -> Draft202012Validator:
 
 
 def _check(manifest: Any, where: str) -> None:
-    """Raise CheckpointError unless a manifest obeys the schema and its sub-groups cover every row once."""
+    """Raise CheckpointError unless a manifest obeys the schema, and its sub-groups have every row and as many entries each."""
     if isinstance(manifest, Mapping) and manifest.get("format") == FORMAT and manifest.get("version") != VERSION:
         raise CheckpointError(f"{where} has version {manifest.get('version')!r}, this autoquant reads {VERSION}: update it.")
     error = best_match(_validator().iter_errors(manifest))
@@ -192,21 +196,12 @@ def _check(manifest: Any, where: str) -> None:
     if len(set(names)) != len(names):
         raise CheckpointError(f"{where} is no allocation: a matrix is in it twice.")
     for matrix in manifest["matrices"]:
-        if not _covers(matrix):
-            raise CheckpointError(f"{where} is no allocation: the sub-groups of {matrix['name']} do not cover its rows once.")
-
-
-def _covers(matrix: Mapping[str, Any]) -> bool:
-    """Whether sub-groups are all runs that join up, or all buckets in order, and hold `shape[0]` rows."""
-    groups, rows = matrix["subgroups"], matrix["shape"][0]
-    if matrix["buckets_sha256"] is not None:
-        in_order = [group.get("bucket") for group in groups] == list(range(len(groups)))
-        return in_order and sum(group["rows"] for group in groups) == rows
-    if any("bucket" in group for group in groups):
-        return False
-    runs = [group["rows"] for group in groups]
-    joined = all(before[1] == after[0] for before, after in pairwise(runs))
-    return joined and runs[0][0] == 0 and runs[-1][1] == rows and all(start < stop for start, stop in runs)
+        name, rows = matrix["name"], matrix["rows"]
+        if sum(rows) != matrix["shape"][0]:
+            raise CheckpointError(f"{where} is no allocation: the sub-groups of {name} have not all of its rows.")
+        lists = [matrix[key] for key in ("bits", "probability", "sensitivity") if matrix[key] is not None]
+        if any(len(values) != len(rows) for values in lists):
+            raise CheckpointError(f"{where} is no allocation: the lists of {name} differ in how many sub-groups they have.")
 
 
 def _refuse_constant(name: str) -> None:

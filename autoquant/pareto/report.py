@@ -141,7 +141,7 @@ def _allocation_sections(manifest: Mapping[str, Any]) -> list[Section]:
         ),
         Section("Bit-widths", "Share of the weights at each width.", _figure(plots.width_shares(manifest))),
     ]
-    if any("bucket" in group for matrix in manifest["matrices"] for group in matrix["subgroups"]):
+    if plots.bucketed(manifest):
         text = "Rows of the word embedding share bits with tokens about as frequent in the training text."
         sections.append(Section("Bits by token frequency", text, _figure(plots.bucket_bits(manifest))))
     return sections

@@ -286,4 +286,4 @@ def _absent(points: Sequence[Point]) -> tuple[Missing, ...]:
 
 def bits_text(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Matrix name -> the bits of its sub-groups as digits, "8440"."""
-    return {m["name"]: "".join(str(g["bits"]) for g in m["subgroups"]) for m in manifest.get("matrices", ())}
+    return {m["name"]: "".join(map(str, m["bits"])) for m in manifest.get("matrices", ())}

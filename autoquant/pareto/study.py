@@ -116,7 +116,7 @@ def _would_be_found(manifest: Mapping[str, Any], space: Mapping[str, Any]) -> bo
     theirs, ours = ({kind: set(rule["bits"]) for kind, rule in s["rules"].items()} for s in (manifest["space"], space))
     if _cuts(manifest["space"]) != _cuts(space) or not all(ours[kind] <= theirs[kind] for kind in ours):
         return False
-    return all(group["bits"] in ours[matrix["kind"]] for matrix in manifest["matrices"] for group in matrix["subgroups"])
+    return all(ours[matrix["kind"]].issuperset(matrix["bits"]) for matrix in manifest["matrices"])
 
 
 def _cuts(space: Mapping[str, Any]) -> dict[str, Any]:

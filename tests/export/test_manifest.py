@@ -57,16 +57,16 @@ def test_hand_written_matrices() -> None:
         "kind": "word_embedding",
         "layer": None,
         "buckets_sha256": hashlib.sha256(bytes([1, 0, 1, 1, 0])).hexdigest(),
-        "subgroups": [
-            {"bucket": 0, "rows": 2, "bits": 8, "why": {"probability": 0.5, "sensitivity": None}},
-            {"bucket": 1, "rows": 3, "bits": 1, "why": {"probability": 0.25, "sensitivity": None}},
-        ],
+        "rows": [2, 3],
+        "bits": [8, 1],
+        "probability": [0.5, 0.25],
+        "sensitivity": None,
     }
-    assert query["subgroups"] == [
-        {"rows": [0, 3], "bits": 0, "why": {"probability": 0.333333, "sensitivity": None}},
-        {"rows": [3, 5], "bits": 2, "why": {"probability": 0.9, "sensitivity": None}},
-        {"rows": [5, 7], "bits": 4, "why": {"probability": 0.75, "sensitivity": None}},
-    ]
+    assert {key: query[key] for key in ("rows", "bits", "probability")} == {
+        "rows": [3, 2, 2],
+        "bits": [0, 2, 4],
+        "probability": [0.3333, 0.9, 0.75],
+    }
 
 
 def test_round_trip_through_a_file(tmp_path: Path) -> None:
@@ -83,15 +83,18 @@ def test_same_content_same_bytes_whatever_the_order(tmp_path: Path) -> None:
     assert write_manifest(tmp_path / "b.json", turned).read_bytes() == one
 
 
-def test_a_subgroup_takes_one_line(tmp_path: Path) -> None:
+def test_many_subgroups_take_few_lines_and_bytes(tmp_path: Path) -> None:
     partition = Partition(Matrix("query", 9000, 4, "query", 11), (2,), even_sizes(9000, 3000))
     numbers = np.linspace(-1.23456789e-11, -9.87654321e-12, 3000)
     many = manifest(
         partitions=[partition], allocation=BitAllocation({"query": (2,) * 3000}), probability=-numbers, sensitivity=numbers
     )
-    lines = write_manifest(tmp_path / "allocation.json", many).read_text().splitlines()
-    assert sum('"bits": 2, "rows"' in line for line in lines) == 3000
-    assert len(lines) < 3200
+    path = write_manifest(tmp_path / "allocation.json", many)
+    lines = path.read_text().splitlines()
+    assert max(map(len, lines)) <= 130
+    assert len(lines) < 800
+    assert path.stat().st_size < 33 * 3000
+    assert read_manifest(path) == many
 
 
 def test_does_not_write_what_it_would_not_read(tmp_path: Path) -> None:
@@ -109,8 +112,8 @@ def first_words(m: dict[str, Any]) -> dict[str, Any]:
     return m["matrices"][0]
 
 
-def query_runs(m: dict[str, Any]) -> list[dict[str, Any]]:
-    return m["matrices"][1]["subgroups"]
+def query(m: dict[str, Any]) -> dict[str, Any]:
+    return m["matrices"][1]
 
 
 @pytest.mark.parametrize(
@@ -118,18 +121,17 @@ def query_runs(m: dict[str, Any]) -> list[dict[str, Any]]:
     [
         (lambda m: m.pop("space"), "'space' is a required property"),
         (lambda m: m.update(extra=1), "Additional properties"),
-        (lambda m: m.update(version=1), "has version 1, this autoquant reads 2"),
+        (lambda m: m.update(version=1), "has version 1, this autoquant reads 3"),
         (lambda m: m.update(format="foreign"), r"\$.format 'autoquant-allocation' was expected"),
         (lambda m: m["hashes"].update(train="xyz"), r"\$.hashes.train"),
         (lambda m: m["budget"].update(count="gpu"), r"\$.budget.count"),
-        (lambda m: query_runs(m)[0].update(bits=5), r"\$.matrices\[1\].subgroups\[0\]"),
-        (lambda m: query_runs(m)[0].update(rows=[0, 2]), "sub-groups of query do not cover"),
-        (lambda m: query_runs(m)[2].update(rows=[5, 8]), "sub-groups of query do not cover"),
-        (lambda m: query_runs(m).pop(1), "sub-groups of query do not cover"),
-        (lambda m: query_runs(m).insert(1, {**query_runs(m)[0], "rows": [3, 3]}), "sub-groups of query do not cover"),
-        (lambda m: first_words(m)["subgroups"][0].update(rows=3), "sub-groups of words do not cover"),
-        (lambda m: first_words(m)["subgroups"].reverse(), "sub-groups of words do not cover"),
-        (lambda m: first_words(m).update(buckets_sha256=None), "sub-groups of words do not cover"),
+        (lambda m: query(m).update(bits=[5, 2, 4]), r"\$.matrices\[1\].bits\[0\]"),
+        (lambda m: query(m).update(rows=[3, 2, 3]), "sub-groups of query have not all of its rows"),
+        (lambda m: query(m)["rows"].pop(), "sub-groups of query have not all of its rows"),
+        (lambda m: query(m).update(rows=[3, 4]), "lists of query differ in how many sub-groups"),
+        (lambda m: query(m)["bits"].append(2), "lists of query differ in how many sub-groups"),
+        (lambda m: first_words(m)["probability"].pop(), "lists of words differ in how many sub-groups"),
+        (lambda m: first_words(m).update(sensitivity=["much", 1]), r"\$.matrices\[0\].sensitivity"),
         (lambda m: m["matrices"].append(m["matrices"][0]), "in it twice"),
     ],
 )

@@ -125,7 +125,7 @@ def test_the_running_mean_starts_at_the_first_value() -> None:
 
 def test_probability_is_drawn_where_there_is_one() -> None:
     learned = manifest(0, 2, 4, 8)
-    learned["matrices"][1]["subgroups"][0]["why"] = {"probability": 0.75, "sensitivity": 1e-6}
+    learned["matrices"][1]["probability"] = [0.75, 0.0]
     words, query = plots.probability(learned).data
     assert (list(words.y), list(query.y)) == ([], [0.75])
 

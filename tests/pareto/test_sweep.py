@@ -65,9 +65,8 @@ def test_the_budget_of_the_search_gets_what_a_search_of_its_own_finds(
     assert file_sha256(ours) == file_sha256(alone / "model" / "model.safetensors")
     there = json.loads((alone / "model" / "allocation.json").read_text("utf-8"))
     for theirs, mine in zip(there["matrices"], point.allocation["matrices"], strict=True):
-        for group, other in zip(theirs["subgroups"], mine["subgroups"], strict=True):
-            assert other["bits"] == group["bits"]
-            assert other["why"]["probability"] == pytest.approx(group["why"]["probability"], abs=2e-5)
+        assert mine["bits"] == theirs["bits"]
+        assert mine["probability"] == pytest.approx(theirs["probability"], abs=2e-4)
 
 
 def test_a_point_is_built_again_to_the_same_file_and_number(finished: Path, reference: Reference, tmp_path: Path) -> None:

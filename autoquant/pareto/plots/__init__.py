@@ -2,6 +2,7 @@
 
 from autoquant.pareto.plots.allocations import (
     bucket_bits,
+    bucketed,
     byte_breakdown,
     difference,
     heatmap,
@@ -16,6 +17,7 @@ from autoquant.pareto.plots.training import training_curves
 __all__ = [
     "bits_by_budget",
     "bucket_bits",
+    "bucketed",
     "byte_breakdown",
     "difference",
     "front",

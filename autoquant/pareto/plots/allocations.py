@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -115,51 +116,59 @@ def _units(matrix: Mapping[str, Any], count: int) -> str:
 
 
 def _groups_text(matrix: Mapping[str, Any], removed: Sequence[int]) -> str:
-    groups = matrix["subgroups"]
     lines = [f"<b>{matrix['name']}</b>", f"{matrix['shape'][0]} x {matrix['shape'][1]}, mean {mean_bits([matrix]):.2f} bits"]
     if removed:
         lines.append(f"without {_units(matrix, len(removed))}: {', '.join(map(str, removed))}")
-    if len(groups) <= LISTED_GROUPS:
-        texts = [f"{_where(group)}: {group['bits']} bit" for group in groups]
+    bits = matrix["bits"]
+    if len(bits) <= LISTED_GROUPS:
+        texts = _group_texts(matrix)
         width = 1 if len(texts) <= 16 else 4
         lines += [" &nbsp; ".join(texts[i : i + width]) for i in range(0, len(texts), width)]
     else:
-        widths = [group["bits"] for group in groups]
-        lines += [f"{widths.count(width)} sub-groups of {width} bit" for width in sorted(set(widths))]
+        lines += [f"{bits.count(width)} sub-groups of {width} bit" for width in sorted(set(bits))]
     return "<br>".join(lines)
 
 
-def _where(group: Mapping[str, Any]) -> str:
-    if "bucket" in group:
-        return f"bucket {group['bucket']} ({group['rows']:,} tokens)"
-    return f"rows {group['rows'][0]} to {group['rows'][1] - 1}"
+def _group_texts(matrix: Mapping[str, Any]) -> list[str]:
+    """Where every sub-group of a manifest's matrix is, and its bits."""
+    if matrix["buckets_sha256"] is not None:
+        places = [f"bucket {index} ({rows:,} tokens)" for index, rows in enumerate(matrix["rows"])]
+    else:
+        ends = zip(itertools.accumulate(matrix["rows"]), matrix["rows"], strict=True)
+        places = [f"rows {end - rows} to {end - 1}" if rows > 1 else f"row {end - 1}" for end, rows in ends]
+    return [f"{place}: {bits} bit" for place, bits in zip(places, matrix["bits"], strict=True)]
 
 
-def rows_of(group: Mapping[str, Any]) -> int:
-    """Rows of a manifest's sub-group."""
-    return int(group["rows"]) if "bucket" in group else int(group["rows"][1] - group["rows"][0])
+def bucketed(manifest: Manifest) -> list[Mapping[str, Any]]:
+    """The matrices whose sub-groups are token-frequency buckets: the word embedding, or none."""
+    return [matrix for matrix in manifest["matrices"] if matrix["buckets_sha256"] is not None]
+
+
+def group_weights(matrix: Mapping[str, Any]) -> np.ndarray:
+    """How many weights every sub-group of a manifest's matrix has, [sub-groups] int64."""
+    return np.array(matrix["rows"]) * matrix["shape"][1]
 
 
 def mean_bits(matrices: Iterable[Mapping[str, Any]]) -> float:
     """Code bits per weight of a manifest's matrices."""
-    pairs = [(rows_of(g) * m["shape"][1], g["bits"]) for m in matrices for g in m["subgroups"]]
-    weights = sum(count for count, _ in pairs)
-    return sum(count * bits for count, bits in pairs) / weights if weights else float("nan")
+    pairs = [(group_weights(m), np.array(m["bits"])) for m in matrices]
+    weights = sum(int(counts.sum()) for counts, _ in pairs)
+    return sum(int(counts @ bits) for counts, bits in pairs) / weights if weights else float("nan")
 
 
 def bucket_bits(manifest: Manifest) -> go.Figure:
     """Bits of the word embedding's rows by how often their token occurs in the training text, most frequent first."""
-    buckets = [g for m in manifest["matrices"] for g in m["subgroups"] if "bucket" in g]
-    ends = np.cumsum([g["rows"] for g in buckets])
-    labels = [f"{int(end) - g['rows'] + 1:,} to {int(end):,}" for g, end in zip(buckets, ends, strict=True)]
+    (table,) = bucketed(manifest)
+    ends = zip(itertools.accumulate(table["rows"]), table["rows"], strict=True)
+    labels = [f"{end - rows + 1:,} to {end:,}" for end, rows in ends]
     figure = go.Figure(
         go.Bar(
             x=labels,
-            y=[g["bits"] for g in buckets],
-            marker={"color": [WIDTH_COLOURS[g["bits"]] for g in buckets]},
-            text=[g["bits"] for g in buckets],
+            y=table["bits"],
+            marker={"color": [WIDTH_COLOURS[bits] for bits in table["bits"]]},
+            text=table["bits"],
             textposition="outside",
-            hovertext=[f"{g['rows']:,} tokens, {g['bits']} bit" for g in buckets],
+            hovertext=[f"{rows:,} tokens, {bits} bit" for rows, bits in zip(table["rows"], table["bits"], strict=True)],
             hoverinfo="text",
         )
     )
@@ -171,7 +180,7 @@ def bucket_bits(manifest: Manifest) -> go.Figure:
 def width_shares(manifest: Manifest) -> go.Figure:
     """Of every kind of matrix, the share of its weights that got each bit-width."""
     kinds = list(dict.fromkeys(m["kind"] for m in manifest["matrices"]))
-    widths = sorted({g["bits"] for m in manifest["matrices"] for g in m["subgroups"]})
+    widths = sorted({bits for m in manifest["matrices"] for bits in m["bits"]})
     figure = go.Figure()
     for width in widths:
         shares = [_share(manifest, kind, width) for kind in kinds]
@@ -192,43 +201,40 @@ def width_shares(manifest: Manifest) -> go.Figure:
 
 
 def _share(manifest: Manifest, kind: str, width: int) -> float:
-    groups = [(rows_of(g) * m["shape"][1], g["bits"]) for m in manifest["matrices"] if m["kind"] == kind for g in m["subgroups"]]
-    return sum(count for count, bits in groups if bits == width) / sum(count for count, _ in groups)
+    chosen = [m for m in manifest["matrices"] if m["kind"] == kind]
+    weights, bits = (np.concatenate(parts) for parts in ([group_weights(m) for m in chosen], [m["bits"] for m in chosen]))
+    return float(weights[bits == width].sum() / weights.sum())
 
 
 def sensitivity(manifest: Manifest) -> go.Figure:
     """Why: the sensitivity of the loss per weight (of the chosen bits) against the bits a sub-group got."""
-    figure = _reasons(manifest, lambda m, g: g["why"]["sensitivity"] / (rows_of(g) * m["shape"][1]), "sensitivity")
+    figure = _reasons(manifest, "sensitivity", lambda m: m["sensitivity"] / group_weights(m))
     figure.update_yaxes(type="log", title="expected loss increase per weight", exponentformat="power")
     return figure
 
 
 def probability(manifest: Manifest) -> go.Figure:
     """Why, of a search: the learned probability of the chosen bits; where it is small, the budget decided."""
-    figure = _reasons(manifest, lambda m, g: g["why"]["probability"], "probability")
+    figure = _reasons(manifest, "probability", lambda m: np.array(m["probability"]))
     figure.update_yaxes(title="learned probability of the chosen bits", range=[-0.03, 1.03])
     return figure
 
 
-def _reasons(manifest: Manifest, value: Callable[[Any, Any], float], reason: str) -> go.Figure:
+def _reasons(manifest: Manifest, reason: str, value: Callable[[Mapping[str, Any]], np.ndarray]) -> go.Figure:
     """A number of every sub-group for which the manifest knows `reason`, against its bits; one trace a kind of matrix."""
     figure = go.Figure()
-    kinds = list(dict.fromkeys(m["kind"] for m in manifest["matrices"]))
     draw = np.random.default_rng(0)
-    for kind in kinds:
-        groups = [(m, g) for m in manifest["matrices"] if m["kind"] == kind for g in m["subgroups"]]
-        known = [(m, g) for m, g in groups if g["why"][reason]]
-        figure.add_trace(
-            go.Scatter(
-                x=[g["bits"] + 0.3 * (draw.random() - 0.5) for _, g in known],
-                y=[value(m, g) for m, g in known],
-                mode="markers",
-                marker={"size": 5, "opacity": 0.7},
-                name=words(kind),
-                hovertext=[f"{m['name']}<br>{_where(g)}: {g['bits']} bit" for m, g in known],
-                hoverinfo="text",
-            )
-        )
+    for kind in dict.fromkeys(m["kind"] for m in manifest["matrices"]):
+        matrices = [m for m in manifest["matrices"] if m["kind"] == kind and m[reason] is not None]
+        points = [
+            (bits + 0.3 * (draw.random() - 0.5), height, f"{m['name']}<br>{text}")
+            for m in matrices
+            for bits, known, height, text in zip(m["bits"], m[reason], value(m), _group_texts(m), strict=True)
+            if known
+        ]
+        across, up, texts = zip(*points, strict=True) if points else ((), (), ())
+        look = {"mode": "markers", "marker": {"size": 5, "opacity": 0.7}, "hoverinfo": "text"}
+        figure.add_trace(go.Scatter(x=across, y=up, hovertext=texts, name=words(kind), **look))
     figure.update_xaxes(title="bits (jittered)", tickvals=[0, 1, 2, 3, 4, 8])
     return styled(figure, 460)
 
