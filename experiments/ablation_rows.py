@@ -81,8 +81,12 @@ ROWS: dict[str, Row] = {
     "groups-1": Row("1 group a matrix", {"space": "layer"}),
     "groups-128": Row("128 groups a matrix", {"space": "groups128"}),
     "groups-rows": Row("a group a row", {"space": "rows"}),
+    "groups-neurons": Row("a group a head in query, key and value, a row elsewhere", {"space": "neurons"}),
     "search-groups-128": Row("128 groups a matrix, - search", {"space": "groups128"}, strategy="fisher"),
     "search-groups-rows": Row("a group a row, - search", {"space": "rows"}, strategy="fisher"),
+    "search-groups-neurons": Row(
+        "a group a head in query, key and value, a row elsewhere, - search", {"space": "neurons"}, strategy="fisher"
+    ),
     "heads-subgroup": Row("a scale per sub-group", scale="subgroup"),
     "groups-1-subgroup": Row("1 group, a scale per sub-group", {"space": "layer"}, scale="subgroup"),
     "groups-128-subgroup": Row("128 groups, a scale per sub-group", {"space": "groups128"}, scale="subgroup"),

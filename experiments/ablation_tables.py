@@ -25,8 +25,10 @@ CHANGES = {
     "groups": (
         ("default", "groups-128"),
         ("default", "groups-rows"),
+        ("default", "groups-neurons"),
         ("search", "search-groups-128"),
         ("search", "search-groups-rows"),
+        ("search", "search-groups-neurons"),
     ),
     "texts": (("default", "texts"), ("long-recovery", "texts"), ("uniform", "texts-uniform"), ("texts-uniform", "texts")),
     "exchange": (
