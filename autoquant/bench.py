@@ -93,7 +93,7 @@ def bench_run(
         computes = {name: _torch(teacher) if path.is_dir() else exporter.open(path, threads) for name, path in paths.items()}
         encoded = None if data is None else _encode(run.model_dir, teacher, data)
         result: dict[str, Any] = {"threads": threads, "bytes": {name: _bytes(path) for name, path in paths.items()}}
-        result |= _footprints(paths, threads, min(LOADED_TOKENS, _positions(teacher)))
+        result |= _footprints(paths, threads, min(LOADED_TOKENS, _positions(teacher.config)))
         result["workloads"] = {}
         for workload in _workloads(teacher, shapes, encoded):
             progress.say(f"Timing {workload.name}")
@@ -159,22 +159,14 @@ def _encode(folder: Path, teacher: Any, data: TaskData) -> Encoded:
     return encode(load_tokenizer(str(folder), BACKBONES[teacher.config.model_type]), data.evaluation, settings["max_length"])
 
 
-def _positions(model: Any) -> int:
+def _positions(config: Any) -> int:
     """Tokens that a text may have."""
-    config = model.config
     return int(config.max_position_embeddings - BACKBONES[config.model_type].first_position(config))
 
 
 def _workloads(teacher: Any, shapes: Sequence[tuple[int, int]], encoded: Encoded | None) -> list[Workload]:
-    """The shapes that the model has positions for, filled with random tokens, and the task's own lengths."""
-    config, longest = teacher.config, _positions(teacher)
-    draw = np.random.default_rng(0)
-    found = []
-    for texts, tokens in shapes:
-        if tokens <= longest:
-            ids = draw.integers(config.vocab_size // 10, config.vocab_size, (texts, tokens))
-            batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-            found.append(Workload(f"{texts}x{tokens}", (batch,)))
+    """Random tokens, and the task's own lengths."""
+    found = random_workloads(teacher.config, shapes)
     if encoded is not None:
         chosen = np.linspace(0, len(encoded) - 1, min(TASK_TEXTS, len(encoded))).astype(int)
         batches = [{name: tensor.numpy() for name, tensor in encoded.collate([index]).items()} for index in chosen]
@@ -182,14 +174,26 @@ def _workloads(teacher: Any, shapes: Sequence[tuple[int, int]], encoded: Encoded
     return found
 
 
+def random_workloads(config: Any, shapes: Sequence[tuple[int, int]] = SHAPES) -> list[Workload]:
+    """The shapes (texts, tokens) that a model of this config has positions for, filled with random tokens: no padding."""
+    draw = np.random.default_rng(0)
+    found = []
+    for texts, tokens in shapes:
+        if tokens <= _positions(config):
+            ids = draw.integers(config.vocab_size // 10, config.vocab_size, (texts, tokens))
+            batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+            found.append(Workload(f"{texts}x{tokens}", (batch,)))
+    return found
+
+
 def _time(computes: Mapping[str, Compute], workload: Workload, rounds: int) -> dict[str, dict[str, float]]:
     """Every contender in every round, in an order that turns; medians."""
-    repeats = {name: max(1, int(SHORTEST / max(_seconds(compute, workload, 1), 1e-9))) for name, compute in computes.items()}
+    repeats = {name: max(1, int(SHORTEST / max(seconds_of(compute, workload, 1), 1e-9))) for name, compute in computes.items()}
     names = list(computes)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            seconds[name].append(_seconds(computes[name], workload, repeats[name]))
+            seconds[name].append(seconds_of(computes[name], workload, repeats[name]))
     times = {name: np.array(values) for name, values in seconds.items()}
     medians = {name: float(np.median(values)) for name, values in times.items()}
     speed = {name: float(np.median(times[DYNAMIC] / values)) for name, values in times.items()}
@@ -202,8 +206,8 @@ def _time(computes: Mapping[str, Compute], workload: Workload, rounds: int) -> d
     return {**table, "speed_in_same_graph": {OURS: same}}
 
 
-def _seconds(compute: Compute, workload: Workload, repeats: int) -> float:
-    """Seconds of one pass over the workload."""
+def seconds_of(compute: Compute, workload: Workload, repeats: int) -> float:
+    """Seconds of one pass over the workload, the mean of `repeats`."""
     start = time.perf_counter()
     for _ in range(repeats):
         for batch in workload.batches:

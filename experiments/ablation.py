@@ -1,7 +1,7 @@
-"""What matters in the search? `default` minus each of its parts, and the choices beside them; one cell a row, ratio and seed.
+"""What matters in the search? `dnas` minus each of its parts, and the choices beside them; one cell a row, ratio and seed.
 
     python experiments/ablation.py --data-dir glue                                    # every row on SST-2, 15x and 25x, seed 0
-    python experiments/ablation.py --data-dir glue --task mrpc --rows default gates --seeds 0 1 2
+    python experiments/ablation.py --data-dir glue --task mrpc --rows dnas gates --seeds 0 1 2
     python experiments/ablation.py --data-dir glue --rows rank --ratios 25            # 20 random allocations of one size
 
 Scored on training rows that no cell has trained on, so that choosing among cells reads no dev set: a held-out tenth, of SST-2
@@ -30,6 +30,7 @@ import numpy as np
 import torch
 import tyro
 from ablation_rows import ROWS
+from pinned import PINNED
 
 from autoquant import method, pipeline
 from autoquant.assets import default_backbone
@@ -72,7 +73,7 @@ class Options:
     seeds: tuple[int, ...] = (0,)
     score: Literal["train", "dev"] = "train"
     """What cells are scored on: held-out training rows, or the dev set (for what choosing led to, only)."""
-    preset: str = "default"
+    preset: str = PINNED
     train_rows: int = 5000
     max_length: int = 64
     runs: Path = Path("runs/ablation")
@@ -222,7 +223,7 @@ def measure(options: Options, data: TaskData, teacher: Path, name: str, ratio: f
             shared.unlabelled = encode(shared.blueprint.source.tokenizer, further_texts(options, data), options.max_length)
         more = {"race": shared.run.info()["race"]} if row.strategy == "race" else {}
         write_cell(options, shared, Candidate(name, ratio, recipe, row.strategy, label, budget, result), more)
-    if searcher not in {"default", *(other.searched_by for other in ROWS.values())}:
+    if searcher not in {"dnas", *(other.searched_by for other in ROWS.values())}:
         shutil.rmtree(folder)
 
 
@@ -322,8 +323,8 @@ def rank(options: Options, data: TaskData, teacher: Path, ratio: float, seed: in
     todo = [index for index, name in enumerate(names) if not cell_file(options, name, ratio, seed).exists()]
     if not todo:
         return
-    run = f"{cell_name(options, 'default', ratio, seed)}/default"
-    with workspace(options, data, teacher, run, ROWS["default"].recipe(options.preset), seed) as shared:
+    run = f"{cell_name(options, 'dnas', ratio, seed)}/dnas"
+    with workspace(options, data, teacher, run, ROWS["dnas"].recipe(options.preset), seed) as shared:
         budget = SizeBudget.ratio(ratio, shared.blueprint.full_bytes())
         searched = shared.search("dnas", budget)
         problem = shared.problem(budget, "rank")

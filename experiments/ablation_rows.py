@@ -40,16 +40,16 @@ LONGER = {"recovery": {"steps": 1200}}
 LONGER_ALONE = {"recovery": {"steps": 800, "mrem_steps": 0}}
 EXCHANGED_ALONE = {"recovery": {"exchange": 0.3, "mrem_steps": 0}}
 ROWS: dict[str, Row] = {
-    "default": Row("default"),
+    "dnas": Row("dnas"),
     "uniform": Row("uniform bits", strategy="uniform"),
     "equal-compute": Row("uniform bits, as many steps as search and recovery", strategy="uniform", search_too=True),
     "search-equal-compute": Row("- search, as many steps", strategy="fisher", search_too=True),
-    # default minus ...
+    # dnas minus ...
     "distillation": Row("- distillation", {"distillation": {"logits": 0.0, "hidden": 0.0, "cross_entropy": 1.0}}),
     "labels-too": Row("labels as well as distillation", {"distillation": {"cross_entropy": 1.0}}),
     "hidden": Row("- hidden states (the teacher's logits alone)", {"distillation": {"hidden": 0.0}}),
     "hidden-labels": Row("- hidden states, labels as well as logits", {"distillation": {"hidden": 0.0, "cross_entropy": 1.0}}),
-    "annealed": Row("distillation that gives way to labels", {"recovery": {"training": "annealed"}}, searched_by="default"),
+    "annealed": Row("distillation that gives way to labels", {"recovery": {"training": "annealed"}}, searched_by="dnas"),
     "gates": Row("- gates (0 in the softmax)", {SEARCH: {"zero": "softmax"}}),
     "structure": Row("structural gates", {"space": "structured"}),
     "scales": Row("- learned scales", {SEARCH: {"scale_learning_rate": 0.0}, "recovery": {"scale_learning_rate": 0.0}}),
@@ -57,11 +57,11 @@ ROWS: dict[str, Row] = {
     "bilevel": Row("- bilevel split", {SEARCH: {"bilevel": False}}),
     "knapsack": Row("- knapsack (argmax and repair)", {SEARCH: {"derive": "argmax"}}),
     "search": Row("- search (prior and knapsack alone)", strategy="fisher"),
-    "recovery": Row("- recovery", {"recovery": {"steps": 0, "mrem_steps": 0}}, searched_by="default"),
+    "recovery": Row("- recovery", {"recovery": {"steps": 0, "mrem_steps": 0}}, searched_by="dnas"),
     # nothing below 2 bits
     "floor": Row("2 bits at least", {"space": "floor"}),
     "search-floor": Row("2 bits at least, - search", {"space": "floor"}, strategy="fisher"),
-    "race": Row("the best of four after 100 steps of recovery", strategy="race", searched_by="default"),
+    "race": Row("the best of four after 100 steps of recovery", strategy="race", searched_by="dnas"),
     # how much more of a loss at 0 and 1 bits stays after recovery
     "lasting": Row("losses by 0 and 1 bits count 2 and 2.5 times", {SEARCH: LASTING}),
     "search-lasting": Row("losses by 0 and 1 bits count 2 and 2.5 times, - search", {SEARCH: LASTING}, strategy="fisher"),
@@ -69,8 +69,8 @@ ROWS: dict[str, Row] = {
     "words": Row("words can be pruned", {"space": "pruned-words"}),
     "search-words": Row("words can be pruned, - search", {"space": "pruned-words"}, strategy="fisher"),
     # how much of what the search learned counts beside the prior
-    "trust-50": Row("half of what the search learned", {SEARCH: {"trust": 0.5}}, searched_by="default"),
-    "trust-25": Row("a quarter of it", {SEARCH: {"trust": 0.25}}, searched_by="default"),
+    "trust-50": Row("half of what the search learned", {SEARCH: {"trust": 0.5}}, searched_by="dnas"),
+    "trust-25": Row("a quarter of it", {SEARCH: {"trust": 0.25}}, searched_by="dnas"),
     "structure-trust-25": Row(
         "structural gates, a quarter of it", {"space": "structured", SEARCH: {"trust": 0.25}}, searched_by="structure"
     ),
@@ -81,12 +81,10 @@ ROWS: dict[str, Row] = {
     "groups-1": Row("1 group a matrix", {"space": "layer"}),
     "groups-128": Row("128 groups a matrix", {"space": "groups128"}),
     "groups-rows": Row("a group a row", {"space": "rows"}),
-    "groups-neurons": Row("a group a head in query, key and value, a row elsewhere", {"space": "neurons"}),
+    "groups-neurons": Row("the default space: heads in query, key and value, rows elsewhere", {"space": "default"}),
     "search-groups-128": Row("128 groups a matrix, - search", {"space": "groups128"}, strategy="fisher"),
     "search-groups-rows": Row("a group a row, - search", {"space": "rows"}, strategy="fisher"),
-    "search-groups-neurons": Row(
-        "a group a head in query, key and value, a row elsewhere, - search", {"space": "neurons"}, strategy="fisher"
-    ),
+    "search-groups-neurons": Row("the default space, - search", {"space": "default"}, strategy="fisher"),
     "heads-subgroup": Row("a scale per sub-group", scale="subgroup"),
     "groups-1-subgroup": Row("1 group, a scale per sub-group", {"space": "layer"}, scale="subgroup"),
     "groups-128-subgroup": Row("128 groups, a scale per sub-group", {"space": "groups128"}, scale="subgroup"),
@@ -105,7 +103,7 @@ ROWS: dict[str, Row] = {
     "hard": Row("hard sampling", {SEARCH: {"sampling": "hard"}}),
     "soft-weights": Row("weight steps under the relaxed mixture", {SEARCH: {"weight_sampling": "soft"}}),
     "second-order": Row("second order", {SEARCH: {"unrolled": 1e-4}}),
-    "continue": Row("recovery goes on from the searched weights", {"recovery": {"start": "search"}}, searched_by="default"),
+    "continue": Row("recovery goes on from the searched weights", {"recovery": {"start": "search"}}, searched_by="dnas"),
     # sensitivities and recovery
     "coherent": Row("coherent sensitivities", {SEARCH: {"sensitivity": "coherent"}}),
     "search-coherent": Row("coherent sensitivities, - search", {SEARCH: {"sensitivity": "coherent"}}, strategy="fisher"),
@@ -126,23 +124,23 @@ ROWS: dict[str, Row] = {
         {"space": "structured", "recovery": {"start": "search"}},
         searched_by="structure",
     ),
-    "long-recovery": Row("as many more steps of recovery as the search has", search_too=True, searched_by="default"),
-    "no-mrem-800": Row("- reconstruction, 800 steps", LONGER_ALONE, searched_by="default"),
-    "high-rate": Row("recovery rate 5e-4", {"recovery": {"learning_rate": 5e-4}}, searched_by="default"),
+    "long-recovery": Row("as many more steps of recovery as the search has", search_too=True, searched_by="dnas"),
+    "no-mrem-800": Row("- reconstruction, 800 steps", LONGER_ALONE, searched_by="dnas"),
+    "high-rate": Row("recovery rate 5e-4", {"recovery": {"learning_rate": 5e-4}}, searched_by="dnas"),
     # more texts
-    "exchange": Row("recovery on exchanged words", EXCHANGED, searched_by="default"),
-    "exchange-no-mrem": Row("recovery on exchanged words, - reconstruction", EXCHANGED_ALONE, searched_by="default"),
+    "exchange": Row("recovery on exchanged words", EXCHANGED, searched_by="dnas"),
+    "exchange-no-mrem": Row("recovery on exchanged words, - reconstruction", EXCHANGED_ALONE, searched_by="dnas"),
     "exchange-uniform": Row("uniform bits, recovery on exchanged words", EXCHANGED, strategy="uniform"),
     "exchange-search": Row("recovery on exchanged words, - search", EXCHANGED, strategy="fisher"),
     "exchange-search-floor": Row(
         "recovery on exchanged words, 2 bits at least, - search", {"space": "floor", **EXCHANGED}, strategy="fisher"
     ),
-    "exchange-long": Row("recovery on exchanged words, 800 steps", LONG_EXCHANGED, searched_by="default"),
+    "exchange-long": Row("recovery on exchanged words, 800 steps", LONG_EXCHANGED, searched_by="dnas"),
     "exchange-long-uniform": Row("uniform bits, recovery on exchanged words, 800 steps", LONG_EXCHANGED, strategy="uniform"),
-    "longer": Row("1,200 steps of recovery", LONGER, searched_by="default"),
+    "longer": Row("1,200 steps of recovery", LONGER, searched_by="dnas"),
     "longer-uniform": Row("uniform bits, 1,200 steps of recovery", LONGER, strategy="uniform"),
-    "texts": Row("1,200 steps of recovery, further texts without labels", LONGER, searched_by="default", more_texts=True),
+    "texts": Row("1,200 steps of recovery, further texts without labels", LONGER, searched_by="dnas", more_texts=True),
     "texts-uniform": Row("uniform bits, 1,200 steps, further texts", LONGER, strategy="uniform", more_texts=True),
     "texts-search": Row("- search, 1,200 steps, further texts", LONGER, strategy="fisher", more_texts=True),
-    "no-mrem": Row("- reconstruction", {"recovery": {"mrem_steps": 0}}, searched_by="default"),
+    "no-mrem": Row("- reconstruction", {"recovery": {"mrem_steps": 0}}, searched_by="dnas"),
 }

@@ -23,21 +23,20 @@ from autoquant.tasks.metrics import answers, score
 RESULTS = Path(__file__).parent / "results" / "ablation"
 CHANGES = {
     "groups": (
-        ("default", "groups-128"),
-        ("default", "groups-rows"),
-        ("default", "groups-neurons"),
+        ("dnas", "groups-128"),
+        ("dnas", "groups-rows"),
         ("search", "search-groups-128"),
         ("search", "search-groups-rows"),
-        ("search", "search-groups-neurons"),
     ),
-    "texts": (("default", "texts"), ("long-recovery", "texts"), ("uniform", "texts-uniform"), ("texts-uniform", "texts")),
+    "default": (("dnas", "groups-neurons"), ("search", "search-groups-neurons")),
+    "texts": (("dnas", "texts"), ("long-recovery", "texts"), ("uniform", "texts-uniform"), ("texts-uniform", "texts")),
     "exchange": (
-        ("default", "exchange"),
+        ("dnas", "exchange"),
         ("uniform", "exchange-uniform"),
         ("search", "exchange-search"),
         ("search-floor", "exchange-search-floor"),
     ),
-    "annealed": (("default", "annealed"),),
+    "annealed": (("dnas", "annealed"),),
 }
 """Tables of pairs of rows: one, and with a change."""
 OTHER = "†"  # marks a value in another precision or under another teacher than its column's
@@ -48,7 +47,7 @@ Column = tuple[str, float, str, str]
 
 
 def ablation_table(folder: Path = RESULTS) -> str:
-    """Row x task and ratio: mean and range of the metric on held-out training rows, the difference to `default`, and how many
+    """Row x task and ratio: mean and range of the metric on held-out training rows, the difference to `dnas`, and how many
     answers are the teacher's; range of bytes before repair; seconds."""
     cells = read_cells(folder)
     if not cells:
@@ -56,7 +55,7 @@ def ablation_table(folder: Path = RESULTS) -> str:
     _check_alike(cells)
     measured = [cell for cell in cells if cell["scored"] == "train" and cell["row"] in ROWS]
     columns = main_columns(measured)
-    heads = [f"{_column_name(column)} | minus default | as teacher" for column in columns]
+    heads = [f"{_column_name(column)} | minus dnas | as teacher" for column in columns]
     lines = [f"| | {' | '.join(heads)} | before repair | search s | recovery s |", f"|---{'|---' * (3 * len(columns) + 3)}|"]
     for name in ROWS:
         shown = [shown_cells(measured, name, column) for column in columns]
@@ -102,7 +101,7 @@ def changed_answers_table(folder: Path = RESULTS) -> str:
     heads = ("", "n", "to positive", "right", "to negative", "right", "minus full precision", "if as many went either way")
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     measured = [cell for cell in read_cells(folder) if (cell["task"], cell["scored"]) == ("sst2", "train")]
-    for ratio, row in itertools.product((15, 25), ("uniform", "default", "search", "search-floor")):
+    for ratio, row in itertools.product((15, 25), ("uniform", "dnas", "search", "search-floor")):
         cells = [c for c in measured if (c["ratio"], c["row"]) == (ratio, row) and teacher_answers(c, folder) is not None]
         if cells:
             ways = np.mean([_changed(cell, folder) for cell in cells], axis=0)
@@ -147,9 +146,9 @@ def _column(cell: dict[str, Any]) -> Column:
 
 
 def main_columns(cells: Cells) -> list[Column]:
-    """Every task and ratio with the precision and teacher of most cells of `default`, or of most of all cells; SST-2 first."""
-    default, best = Counter(_column(c) for c in cells if c["row"] == "default"), dict[tuple[str, float], Column]()
-    for column, _ in sorted(Counter(map(_column, cells)).items(), key=lambda item: (default[item[0]], item[1])):
+    """Every task and ratio with the precision and teacher of most cells of `dnas`, or of most of all cells; SST-2 first."""
+    reference, best = Counter(_column(c) for c in cells if c["row"] == "dnas"), dict[tuple[str, float], Column]()
+    for column, _ in sorted(Counter(map(_column, cells)).items(), key=lambda item: (reference[item[0]], item[1])):
         best[column[:2]] = column
     return sorted(best.values(), key=lambda column: (column[0] != "sst2", *column))
 
@@ -163,13 +162,13 @@ def shown_cells(cells: Cells, name: str, column: Column) -> Cells:
 
 
 def _value(own: Cells, cells: Cells, column: Column, folder: Path) -> str:
-    """The metric, its difference to `default` in the same precision and under the same teacher, and how many answers are the
+    """The metric, its difference to `dnas` in the same precision and under the same teacher, and how many answers are the
     teacher's: three columns."""
     if not own:
         return "missing | |"
-    default = [cell for cell in cells if cell["row"] == "default" and _column(cell) == _column(own[0])]
+    reference = [cell for cell in cells if cell["row"] == "dnas" and _column(cell) == _column(own[0])]
     mark = "" if _column(own[0]) == column else OTHER
-    return f"{_spread(own)}{mark} | {_difference(own, default)} | {_agreement(own, folder)}"
+    return f"{_spread(own)}{mark} | {_difference(own, reference)} | {_agreement(own, folder)}"
 
 
 def _agreement(own: Cells, folder: Path) -> str:
@@ -209,7 +208,7 @@ def _notes(measured: Cells, folder: Path) -> list[str]:
     counted = ", ".join(f"{device} {count}" for device, count in sorted(devices.items()))
     missing = [name for name in ROWS if name not in {cell["row"] for cell in measured}]
     notes = [f"Full precision: {', '.join(sorted(full))}. Seconds: medians on one busy CPU core. Cells by device: {counted}."]
-    about = "in the other precision (bf16 or float32 products) or under another teacher, as is the `default` beside it"
+    about = "in the other precision (bf16 or float32 products) or under another teacher, as is the `dnas` beside it"
     notes += [f"{OTHER} Trained {about}."]
     notes += ["As teacher: percent of the answers that are full precision's."]
     silent = {c["teacher_sha256"][:8] for c in measured if not _full_file(folder, c).exists()}
@@ -237,12 +236,12 @@ def _column_name(column: Column) -> str:
     return f"{task} {ratio:g}x" + ("" if precision == "fp32" else f", {precision}")
 
 
-def _difference(own: Cells, default: Cells, taught: np.ndarray | None = None) -> str:
-    """To `default`, over the seeds that both have; nothing for `default` itself. `taught` [texts]: answers to agree with, instead
+def _difference(own: Cells, reference: Cells, taught: np.ndarray | None = None) -> str:
+    """To `dnas`, over the seeds that both have; nothing for `dnas` itself. `taught` [texts]: answers to agree with, instead
     of the metric."""
-    ours, theirs = ({cell["seed"]: cell for cell in side} for side in (own, default))
+    ours, theirs = ({cell["seed"]: cell for cell in side} for side in (own, reference))
     seeds = sorted(set(ours) & set(theirs))
-    if own[0]["row"] == "default" or not seeds or any("answers" not in side[seed] for side in (ours, theirs) for seed in seeds):
+    if own[0]["row"] == "dnas" or not seeds or any("answers" not in side[seed] for side in (ours, theirs) for seed in seeds):
         return ""
     given = [np.array([side[seed]["answers"] for seed in seeds]) for side in (ours, theirs)]
     if taught is not None:
@@ -271,9 +270,9 @@ def _ranks(cells: Cells) -> list[str]:
 def _stability(cells: Cells) -> list[str]:
     """How many sub-groups get the same bits under another seed."""
     lines = []
-    default = [cell for cell in cells if cell["row"] == "default"]
-    for column in sorted(set(map(_column, default))):
-        own = [c["allocation"] for c in default if _column(c) == column]
+    reference = [cell for cell in cells if cell["row"] == "dnas"]
+    for column in sorted(set(map(_column, reference))):
+        own = [c["allocation"] for c in reference if _column(c) == column]
         shares = [_share_alike(a, b) for a, b in itertools.combinations(own, 2)]
         if shares:
             share = f"Of {_column_name(column)}, {np.mean(shares):.0%}"

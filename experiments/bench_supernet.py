@@ -199,7 +199,7 @@ def ratios(steps: dict[str, Step], rounds: int) -> dict[str, tuple[float, float]
 def steps_of(options: Options) -> dict[str, float]:
     wanted = options.only or ("heads", "128", "as-run", "kd", "paid")
     result: dict[str, float] = {}
-    spaces = {"heads": "default", "128": "groups128"}
+    spaces = {"heads": "heads", "128": "groups128"}
     steps = {name: supernet_step(space, options.activation_bits) for name, space in spaces.items() if name in wanted}
     if steps:
         measured = ratios({"plain": plain_step(), **steps}, options.rounds)
@@ -207,13 +207,13 @@ def steps_of(options: Options) -> dict[str, float]:
         result |= {f"seconds_{name}": seconds for name, (_, seconds) in measured.items()}
         steps.clear()
     if "as-run" in wanted:
-        fast = {"plain_as_run": as_run(plain_step()), "as_run": as_run(supernet_step("default", 8))}
+        fast = {"plain_as_run": as_run(plain_step()), "as_run": as_run(supernet_step("heads", 8))}
         measured = ratios(fast, options.rounds)
         result["step_ratio_as_run"] = measured["as_run"][0]
         result |= {f"seconds_{name}": seconds for name, (_, seconds) in measured.items()}
     if "kd" in wanted:
         outputs = teacher_of(source())
-        pair = {"plain_kd": plain_step(outputs), "kd": supernet_step("default", options.activation_bits, outputs)}
+        pair = {"plain_kd": plain_step(outputs), "kd": supernet_step("heads", options.activation_bits, outputs)}
         measured = ratios(pair, options.rounds)
         result["step_ratio_kd"] = measured["kd"][0]
         result |= {f"seconds_{name}": seconds for name, (_, seconds) in measured.items()}
@@ -222,10 +222,10 @@ def steps_of(options: Options) -> dict[str, float]:
 
 def paid(options: Options) -> dict[str, float]:
     """What makes a step how many times as fast."""
-    outputs, step = teacher_of(source()), as_run(supernet_step("default", 8))
+    outputs, step = teacher_of(source()), as_run(supernet_step("heads", 8))
     pairs = {
         "bf16": (bf16(step), step),
-        "cached_teacher": (supernet_step("default", 8, cached(outputs)), supernet_step("default", 8, outputs)),
+        "cached_teacher": (supernet_step("heads", 8, cached(outputs)), supernet_step("heads", 8, outputs)),
         "sparse_embedding": (plain_step(sparse=True), plain_step()),
     }
     measured = {name: ratios({"with": fast, "without": slow}, options.rounds) for name, (fast, slow) in pairs.items()}
@@ -275,8 +275,8 @@ def main() -> None:
         return child(options.memory)
     result = steps_of(options)
     if not options.only:
-        peaks = {side: peak_bytes(side, options) for side in ("plain", "default")}
-        result |= {"memory_ratio": peaks["default"] / peaks["plain"], **{f"peak_bytes_{k}": v for k, v in peaks.items()}}
+        peaks = {side: peak_bytes(side, options) for side in ("plain", "heads")}
+        result |= {"memory_ratio": peaks["heads"] / peaks["plain"], **{f"peak_bytes_{k}": v for k, v in peaks.items()}}
     if options.knapsack:
         result |= knapsack()
     result["threads"] = options.threads

@@ -9,7 +9,7 @@ SST-2 (5,000 training sentences) and MRPC at 64 tokens, the default backbone. Me
 one search per task and seed serves both budgets where the method allows. Each cell is kept as soon as it is done in
 `results/compare/<cell>.json`, with its predictions; all of them as rows in `results/compare.csv`. Cells that are there are not
 measured again. Recipes that fix their own size have nobody beside them at their bytes: `--matched` gives the files of `uniform`
-and `default` as many, in `results/compare-matched/`. `python experiments/tables.py` makes the tables of the READMEs.
+and `dnas` as many, in `results/compare-matched/`. `python experiments/tables.py` makes the tables of the READMEs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
+from pinned import PINNED
 
 from autoquant.assets import default_backbone
 from autoquant.blueprint import Blueprint
@@ -42,7 +43,7 @@ from autoquant.tasks.load import load_glue
 
 RESULTS = Path(__file__).parent / "results"
 CELLS, CSV, MATCHED = RESULTS / "compare", RESULTS / "compare.csv", RESULTS / "compare-matched"
-MANY, MANY_SEEDS = ("uniform", "random", "reversed", "fisher", "measured", "qbert", "hawq", "default"), (0, 1, 2)
+MANY, MANY_SEEDS = ("uniform", "random", "reversed", "fisher", "measured", "qbert", "hawq", "dnas", "default"), (0, 1, 2)
 TASKS, RATIOS = ("sst2", "mrpc"), (15.0, 25.0)
 RECIPES = {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
 # `default` with fewer steps; and what rows of the papers are based on, whose 8-bit embeddings alone are larger than both sizes
@@ -66,21 +67,21 @@ class Options:
     """Fine-tuned teachers as task=folder; without one for a task it is trained in `runs`, or taken from there."""
     train_rows: int = 5000
     max_length: int = 64
-    preset: str = "default"
+    preset: str = PINNED
     runs: Path = Path("runs/compare")
     threads: int = 2
     results: Path = RESULTS
     """Where compare/<cell>.json and compare.csv are kept."""
     precision: Literal["fp32", "bf16"] = "fp32"
     matched: bool = False
-    """Measure `uniform` and `default` at the bytes of the recipes that fix their own size, once these are there."""
+    """Measure `uniform` and `dnas` at the bytes of the recipes that fix their own size, once these are there."""
     list: bool = False
     """Only say which cells are there."""
 
 
 def planned() -> list[tuple[str, tuple[int, ...]]]:
     """Methods with their seeds: those of MANY first."""
-    names = [method.name for method in resolve_methods(["all"], load_preset("default"))]
+    names = [method.name for method in resolve_methods(["all"], load_preset(PINNED))]
     others = [*(name for name in names if name not in (*MANY, *NOT_MEASURED)), *RECIPES]
     return [*((name, MANY_SEEDS) for name in MANY), *((name, MANY_SEEDS[:1]) for name in others)]
 
@@ -148,7 +149,7 @@ def measure_matched(options: Options, data: TaskData) -> None:
         raise SystemExit(f"No cells yet of recipes that fix their own size on {data.task.name}: measure these first.")
     key = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:8]
     runs = options.runs / f"{data.task.name}-matched-{key}"
-    measure(options, data, [SizeBudget(size) for size in sizes], ("uniform", "default"), 0, runs, MATCHED.name)
+    measure(options, data, [SizeBudget(size) for size in sizes], ("uniform", "dnas"), 0, runs, MATCHED.name)
 
 
 def own_sizes(cells: Sequence[Cell]) -> list[int]:

@@ -96,9 +96,9 @@ def _peers() -> list[Cell]:
 
 
 def _ours_whole() -> list[Cell]:
-    """`default`, first seed, under both budgets, on the tasks that the tools were measured on."""
+    """`dnas`, first seed, under both budgets, on the tasks that the tools were measured on."""
     tasks = {cell.task for cell in _peers()}
-    found = [cell for cell in read_cells(CELLS) if (cell.method, cell.seed) == ("default", 0) and cell.task in tasks]
+    found = [cell for cell in read_cells(CELLS) if (cell.method, cell.seed) == ("dnas", 0) and cell.task in tasks]
     return sorted(found, key=lambda cell: (cell.task, -cell.budget_bytes))
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import tyro
+from pinned import PINNED
 
 from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
@@ -85,7 +86,7 @@ def main() -> None:
     if todo:
         data = load_glue(options.task, options.data_dir)
         data = dataclasses.replace(data, train=data.train.subsample(options.train_rows))
-        blueprint = Blueprint.draw(str(options.teacher), data, load_preset("default"), options.max_length, trim_positions=False)
+        blueprint = Blueprint.draw(str(options.teacher), data, load_preset(PINNED), options.max_length, trim_positions=False)
         machine = Machine(threads=options.threads, precision=options.precision)
         settings = {"data": data.train.sha256(), "teacher": file_sha256(options.teacher / "model.safetensors")}
         settings |= {name: getattr(options, name) for name in ("steps", "max_length", "seed", "threads", "precision")}

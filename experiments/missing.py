@@ -26,7 +26,7 @@ from ablation_rows import ROWS
 import compare
 from autoquant.core.files import file_sha256
 
-SEEDS = dict.fromkeys(("default", "uniform", "equal-compute", "search"), compare.MANY_SEEDS)
+SEEDS = dict.fromkeys(("dnas", "uniform", "equal-compute", "search"), compare.MANY_SEEDS)
 """Rows of the ablation with more than one seed: the reference, and the ones closest to it."""
 
 

@@ -1,7 +1,7 @@
 """Many cells side by side on one large machine: every line of a file is an experiment's script and its arguments.
 
     python experiments/parallel.py cells.txt --workers 14 --seconds 500
-    echo 'ablation.py --data-dir glue --rows default --ratios 25 --runs runs/{job}' > cells.txt
+    echo 'ablation.py --data-dir glue --rows dnas --ratios 25 --runs runs/{job}' > cells.txt
 
 `experiments/missing.py` writes such a file of everything that is missing. Lines are started in order, each in a process forked
 from one that has imported everything already; `{job}` is its number, for run directories of its own. Its output goes to

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from pinned import PINNED
 
 from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
@@ -88,7 +89,7 @@ def main() -> None:
 
 def measure(options: Options, data: TaskData, strategy: str, kind: str, samples: int, seed: int) -> Iterator[dict[str, Any]]:
     """Accuracy under every budget of the knapsack of one kind of scores."""
-    recipe = load_preset("default")
+    recipe = load_preset(PINNED)
     search = {"sensitivity": kind or "diagonal", "strategy": strategy, "measured_samples": samples or 1}
     recipe = dataclasses.replace(recipe, search=dataclasses.replace(recipe.search, **search), activation_bits=32)
     budgets = [(f"{mb:g} MB", SizeBudget(int(1e6 * mb), "encoder")) for mb in options.linear_mb]

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import tyro
+from pinned import PINNED
 
 from autoquant.blueprint import Blueprint
 from autoquant.core.cost import SizeBudget
@@ -58,7 +59,7 @@ def main() -> None:
     data = dataclasses.replace(data, train=data.train.subsample(options.train_rows))
     rows = []
     for samples, temperature in itertools.product(options.samples, options.temperatures):
-        recipe = load_preset("default")
+        recipe = load_preset(PINNED)
         search = dataclasses.replace(recipe.search, calibration_samples=samples, sensitivity_temperature=temperature)
         recipe = dataclasses.replace(recipe, search=search)
         blueprint = Blueprint.draw(str(options.teacher), data, recipe, 64, False)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tyro
 from ablation_tables import CHANGES, ablation_table, changed_answers_table, changes_table
+from bench_export import export_table
 from compare_plot import plot_compare
 from compare_tables import linears_table, methods_table, recipes_table, whole_table
 from deployment_tables import deployment_table
@@ -45,6 +46,7 @@ def tables() -> dict[str, str]:
         "ablation": ablation_table(),
         "changed-answers": changed_answers_table(),
         **{name: changes_table(name) for name in CHANGES},
+        "export": export_table(),
         "lasting": lasting_table(),
         "deployment": deployment_table(),
         "mrem": mrem_table(),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from autoquant.core.files import file_sha256
+from autoquant.core.settings import load_preset
 from autoquant.strategies import LEARNS_FROM
 from comparisons import small_cell
 
@@ -97,7 +98,7 @@ def test_ours_is_measured_at_the_sizes_of_recipes_that_fix_their_own(monkeypatch
     assert "optuna-nsga2" in dict(compare.planned())
 
 
-def test_ablation(tiny_classifier_dir: Path, tmp_path: Path) -> None:
+def test_ablation(tiny_classifier_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On texts of which no two share a word."""
     rows = [f"good{index} bad{index} film{index}\t{index % 2}" for index in range(240)]
     (tmp_path / "glue" / "SST-2").mkdir(parents=True)
@@ -112,10 +113,18 @@ def test_ablation(tiny_classifier_dir: Path, tmp_path: Path) -> None:
     assert file.parent == tmp_path / "results" / cell["teacher_sha256"][:8]
     assert 0 <= cell["metrics"]["accuracy"] <= 1
     assert cell["recipe"]["recovery"]["steps"] == 0
-    assert '"stage": "retrain' not in next((tmp_path / "runs").rglob("default/metrics.jsonl")).read_text()  # of the shared run
+    assert '"stage": "retrain' not in next((tmp_path / "runs").rglob("dnas/metrics.jsonl")).read_text()  # of the shared run
     made = file.stat().st_mtime_ns
     script("ablation", *options)
     assert file.stat().st_mtime_ns == made
+
+    timed, options = tmp_path / "export.json", ["--data-dir", tmp_path / "glue", "--train-rows", 200, "--rounds", 1]
+    script("bench_export", *options, "--teacher", tiny_classifier_dir, "--cells", file, "--results", timed)
+    found = json.loads(timed.read_text())["cells"]["sst2-6x-recovery-seed0"]
+    assert 0 < found["products"] <= 1
+    assert found["1x32"]["relative"] == 1
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    assert "| 6x, - recovery | " in module("bench_export", monkeypatch).export_table(timed)
 
 
 def test_rows_that_share_a_search_differ_in_what_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +141,14 @@ def test_rows_that_share_a_search_differ_in_what_follows_it(monkeypatch: pytest.
             assert own != other, name
         else:  # it begins with that search
             assert searcher.strategy in LEARNS_FROM[row.strategy], name
+
+
+def test_cells_share_a_recipe_whatever_the_default_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the presets that a table takes from the folder only those with a quantizer that needs another space leave its space."""
+    pinned, compare = load_preset(module("pinned", monkeypatch).PINNED), module("compare", monkeypatch)
+    assert dataclasses.replace(pinned, space="default") == load_preset("default")
+    spaces = {name: load_preset(compare.argument(name)).space for name in compare.RECIPES}
+    assert {name for name, space in spaces.items() if space != pinned.space} == {f"quantizer-{q}" for q in ("gobo", "pq", "twn")}
 
 
 def test_no_scored_text_is_part_of_a_training_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,10 +210,10 @@ def test_a_column_has_one_precision_and_one_teacher(tmp_path: Path, monkeypatch:
         about = {"row": row, "task": "sst2", "ratio": 25.0, "seed": 0, "scored": "train", "teacher_sha256": "a" * 64}
         return {**about, **metric, **more}
 
-    cells = [cell("default", 0.875), cell("uniform", 0.75), cell("default", 0.870, precision="bf16")]
+    cells = [cell("dnas", 0.875), cell("uniform", 0.75), cell("dnas", 0.870, precision="bf16")]
     (column,) = tables.main_columns(cells)
     assert column == ("sst2", 25.0, "fp32", "aaaaaaaa")
-    assert tables.shown_cells(cells, "default", column) == cells[:1]
+    assert tables.shown_cells(cells, "dnas", column) == cells[:1]
     assert tables.twin_differences(cells) == [pytest.approx(-0.5)]
     cells.append(cell("search", 0.880, precision="bf16", seed=1))
     assert tables._value(tables.shown_cells(cells, "search", column), cells, column, tmp_path) == "88.00† |  | "
@@ -234,11 +251,11 @@ def test_which_way_answers_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     labels = [1, 0, 0, 0, 1, 1, 1, 0, 0, 0]
     (tmp_path / "aaaaaaaa").mkdir()
     np.save(tmp_path / "aaaaaaaa" / "sst2-train-full-precision.npy", np.eye(2, dtype=np.float32)[teacher])
-    cell = {"task": "sst2", "scored": "train", "ratio": 25.0, "row": "default", "labels": labels, "answers": ours}
+    cell = {"task": "sst2", "scored": "train", "ratio": 25.0, "row": "dnas", "labels": labels, "answers": ours}
     cell |= {"teacher_sha256": "aaaaaaaa0", "full_precision": {"accuracy": 0.8}, "metrics": {"accuracy": 0.8}}
     (tmp_path / "aaaaaaaa" / "cell.json").write_text(json.dumps(cell))
     lines = tables.changed_answers_table(tmp_path).splitlines()
-    assert lines[2] == "| 25x, default | 1 | 3 | 33% | 1 | 100% | +0.00 | +13.33 |"
+    assert lines[2] == "| 25x, dnas | 1 | 3 | 33% | 1 | 100% | +0.00 | +13.33 |"
     assert lines[-1] == "Full precision answers positive to 40.0 % of the phrases; 40.0 % are."
 
 
@@ -255,9 +272,9 @@ def test_a_row_and_its_change_side_by_side(tmp_path: Path, monkeypatch: pytest.M
         cell |= {"full_precision": {"accuracy": 0.75}, **more}
         (tmp_path / "aaaaaaaa" / f"{scored}-{row}.json").write_text(json.dumps(cell))
 
-    write("default", "train", [1, 0, 0, 1], divergence=0.2)
+    write("dnas", "train", [1, 0, 0, 1], divergence=0.2)
     write("annealed", "train", [1, 0, 1, 0], divergence=0.1)
-    write("default", "dev", [1, 0, 1, 0])
+    write("dnas", "dev", [1, 0, 1, 0])
     write("annealed", "dev", [1, 0, 1, 0])
     lines = tables.changes_table("annealed", tmp_path).splitlines()
     held_out, dev = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:])
@@ -291,10 +308,10 @@ def test_what_is_missing_as_lines_for_parallel(
     module("ablation", monkeypatch)
     missing = module("missing", monkeypatch)
     teacher = file_sha256(tiny_classifier_dir / "model.safetensors")
-    cell = {"row": "default", "ratio": 25.0, "seed": 0, "precision": "fp32", "scored": "train"}
+    cell = {"row": "dnas", "ratio": 25.0, "seed": 0, "precision": "fp32", "scored": "train"}
     for number, folder in enumerate((teacher[:8], "another")):
         (tmp_path / "ablation" / folder).mkdir(parents=True)
-        (tmp_path / "ablation" / folder / "sst2-25x-default.json").write_text(json.dumps({**cell, "seed": number}))
+        (tmp_path / "ablation" / folder / "sst2-25x-dnas.json").write_text(json.dumps({**cell, "seed": number}))
     options = ["--data-dir", "glue", "--tasks", "sst2", "--what", "ablation", "--ratios", "25", "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["missing.py", *options, "--teacher", f"sst2={tiny_classifier_dir}"])
     missing.main()
@@ -303,7 +320,7 @@ def test_what_is_missing_as_lines_for_parallel(
     assert len(asked) == len(lines)
     first = [names for names in asked if "recovery" in names]
     assert first[0][:2] == ["annealed", "recovery"]
-    assert [names for names in asked if names[0] == "default"] == [["default"], ["default"]]  # seeds 1 and 2
+    assert [names for names in asked if names[0] == "dnas"] == [["dnas"], ["dnas"]]  # seeds 1 and 2
     monkeypatch.setattr(sys, "argv", ["missing.py", *options])
     with pytest.raises(SystemExit, match="No teacher for sst2"):
         missing.main()

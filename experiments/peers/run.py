@@ -52,9 +52,9 @@ from autoquant.training.batches import encode
 from autoquant.training.evaluate import predict_logits
 
 HERE = Path(__file__).parent
-RESULTS = HERE.parent / "results" / "peers"
+RESULTS, PINNED = HERE.parent / "results" / "peers", str(HERE.parent / "heads.toml")
 COMMON = ("torch==2.13.0", "transformers==5.23.0", "numpy")
-OURS = ("default", *(str(HERE / f"{name}.toml") for name in ("no-training", "no-training-float", "no-training-fisher")))
+OURS = ("dnas", *(str(HERE / f"{name}.toml") for name in ("no-training", "no-training-float", "no-training-fisher")))
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def main() -> None:
         measure_ours(options, data)
         return
     missing = [(tool, setting, file) for tool, setting, file in cell_files(options) if not file.exists()]
-    blueprint = Blueprint.draw(str(options.teacher), data, load_preset("default"), options.max_length, trim_positions=False)
+    blueprint = Blueprint.draw(str(options.teacher), data, load_preset(PINNED), options.max_length, trim_positions=False)
     inputs = prepare(options, blueprint) if missing else options.runs
     failed = []
     for tool, setting, file in missing:
@@ -233,6 +233,7 @@ def measure_ours(options: Options, data: TaskData) -> None:
         data,
         budgets=[SizeBudget(size, "encoder") for size in sizes],
         methods=OURS,
+        recipe=load_preset(PINNED),
         run_dir=options.runs / f"{options.task}-ours-{key}",
         max_length=options.max_length,
         machine=Machine(threads=options.threads),

@@ -11,7 +11,7 @@ from autoquant.core.subgroup import Matrix
 DEFAULT = {"bits": [0, 2, 4], "groups": "heads"}
 
 
-@pytest.mark.parametrize("name", ["default", "groups128", "layer", "rows"])
+@pytest.mark.parametrize("name", ["default", "heads", "groups128", "layer", "rows"])
 def test_shipped_spaces_load(name: str) -> None:
     assert name in available_spaces()
     space = load_space(name)
