@@ -87,9 +87,10 @@ def changes_table(name: str, folder: Path = RESULTS) -> str:
 
 
 def _distances(sides: Sequence[Cells]) -> str:
-    """Mean of either side, where it was measured."""
-    known = [[cell["divergence"] for cell in side if "divergence" in cell] for side in sides]
-    return " to ".join(f"{np.mean(side):.3f}" for side in known) if all(known) else ""
+    """Mean of either side, over the seeds for which it was measured on both."""
+    known = [{cell["seed"]: cell["divergence"] for cell in side if "divergence" in cell} for side in sides]
+    seeds = set.intersection(*map(set, known))
+    return " to ".join(f"{np.mean([side[seed] for seed in seeds]):.3f}" for side in known) if seeds else ""
 
 
 def changed_answers_table(folder: Path = RESULTS) -> str:

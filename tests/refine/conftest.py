@@ -83,7 +83,7 @@ def bench(tiny_classifier: BertForSequenceClassification, tiny_classifier_dir: P
     data = dataclasses.replace(data, ids=ids, types=types)
     shapes: Any = {name: tuple(tensor.shape) for name, tensor in teacher.state_dict().items()}
     matrices = BACKBONES["bert"].matrices(teacher.config, shapes)
-    partitions = load_space("default").partition(matrices, 4, data.token_counts(200))
+    partitions = load_space("heads").partition(matrices, 4, data.token_counts(200))
     table = choice_table(ByteModel(partitions, {}, "row", "{}"))
     scales = initial_scales(teacher, table, QUANTIZERS["midrise"], {}, per_row=True)
     supernet = Supernet(teacher, BACKBONES["bert"], table, QUANTIZERS["midrise"], scales, 8)
