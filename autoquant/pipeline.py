@@ -27,6 +27,7 @@ from autoquant.export.manifest import (
     manifest_allocation,
     manifest_space,
     read_manifest,
+    space_content,
 )
 from autoquant.machine import Machine
 from autoquant.pareto.report import write_report
@@ -126,6 +127,7 @@ def search(
         "data": data.hashes(),
         "budget": dataclasses.asdict(size),
         "recipe": dataclasses.asdict(recipe),
+        "space": space_content(blueprint.space),
         "controls": list(controls),
         "seed": seed,
         "max_length": max_length,

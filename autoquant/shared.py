@@ -28,6 +28,8 @@ from autoquant.core.files import file_sha256
 from autoquant.core.progress import Progress
 from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe
+from autoquant.core.space import load_space
+from autoquant.export.manifest import space_content
 from autoquant.machine import Machine
 from autoquant.strategies import LEARNS_FROM, REUSABLE, SearchResult
 from autoquant.strategies.reuse import rederive
@@ -153,7 +155,8 @@ class SharedParts:
 
     @staticmethod
     def _key(recipe: Recipe, seed: int) -> str:
-        text = json.dumps({"recipe": dataclasses.asdict(_upstream(recipe)), "seed": seed}, sort_keys=True)
+        space = space_content(load_space(recipe.space))
+        text = json.dumps({"recipe": dataclasses.asdict(_upstream(recipe)), "space": space, "seed": seed}, sort_keys=True)
         return f"seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

@@ -52,7 +52,7 @@ def ablation_table(folder: Path = RESULTS) -> str:
     cells = read_cells(folder)
     if not cells:
         return "No cells yet: run `python experiments/ablation.py --data-dir glue`."
-    _check_alike(cells)
+    check_alike(cells)
     measured = [cell for cell in cells if cell["scored"] == "train" and cell["row"] in ROWS]
     columns = main_columns(measured)
     heads = [f"{_column_name(column)} | minus dnas | as teacher" for column in columns]
@@ -130,7 +130,7 @@ def read_cells(folder: Path) -> Cells:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*/*.json"))]
 
 
-def _check_alike(cells: Cells) -> None:
+def check_alike(cells: Cells) -> None:
     """Raise SystemExit for cells of other data or recipes than those beside them."""
     for cell in cells:
         alike = [c for c in cells if (c["task"], c["scored"]) == (cell["task"], cell["scored"])]

@@ -1,21 +1,23 @@
 """What do finer sub-groups cost at run time? Allocations of the ablation, packed, exported and timed in turns, in one process.
 
-    python experiments/bench_export.py --data-dir glue --teacher DIR --cells results/ablation/*/sst2-25x-groups-*-seed0.json
+    python experiments/bench_export.py --data-dir glue --teacher DIR
+    python experiments/bench_export.py --data-dir glue --teacher DIR --rows dnas structure --ratio 15
 
 Nothing is trained: a file's speed is that of its widths, whatever its weights (the teacher's). What is pruned as a whole leaves
 the exported graph, a value head or a neuron; so files of one size differ in how much is left to multiply. One thread; times are
-medians of rounds, and `relative` the median over rounds of a time over the first cell's. Measured: results/bench/export.json;
+medians of rounds, and `relative` the median over rounds of a time over the first row's. Measured: results/bench/export.json;
 `python experiments/tables.py` makes the table.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ablation
 import numpy as np
@@ -26,7 +28,7 @@ from transformers import AutoConfig
 from autoquant import method
 from autoquant.bench import Compute, Workload, random_workloads, seconds_of
 from autoquant.core.allocation import BitAllocation
-from autoquant.core.files import atomic_write_text
+from autoquant.core.files import atomic_write_text, file_sha256
 from autoquant.core.settings import Recipe, from_mapping
 from autoquant.core.versions import versions
 from autoquant.export import EXPORTERS
@@ -46,41 +48,48 @@ class Options:
 
     data_dir: Path
     teacher: Path
-    cells: tuple[Path, ...]
-    """Files of results/ablation/; the first is what others are relative to."""
+    """That of the cells, which lie in results/ablation/<start of its hash>/."""
+    rows: tuple[str, ...] = ("dnas", "groups-128", "groups-rows", "groups-neurons")
+    """The first is what others are relative to."""
+    task: str = "sst2"
+    ratio: float = 25
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
     train_rows: int = 5000
     """As the cells have it: words are grouped by how often the training texts have them."""
     rounds: int = 15
+    cells: Path = ablation.RESULTS
     results: Path = RESULTS
-    json: bool = False
-    """Print the result, too."""
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     with tempfile.TemporaryDirectory(prefix="autoquant-bench-") as folder:
-        files = {cell.stem: export(options, cell, Path(folder)) for cell in options.cells}
-        measured = {cell: contents(file) for cell, file in files.items()}
-        computes = {cell: EXPORTER.open(file, threads=1) for cell, file in files.items()}
+        files = {row: export(options, row, Path(folder)) for row in options.rows}
+        measured = {row: contents(file) for row, file in files.items()}
+        computes = {row: EXPORTER.open(file, threads=1) for row, file in files.items()}
         for workload in random_workloads(AutoConfig.from_pretrained(options.teacher)):
-            for cell, found in time_in_turns(computes, workload, options.rounds).items():
-                measured[cell][workload.name] = found
-    text = json.dumps({"cells": measured, "threads": 1, "versions": versions()}, indent=1) + "\n"
-    atomic_write_text(options.results, text)
-    if options.json:
-        print(text)
+            for row, found in time_in_turns(computes, workload, options.rounds).items():
+                measured[row][workload.name] = found
+    about = {"task": options.task, "ratio": options.ratio, "seed": options.seed, "threads": 1, "versions": versions()}
+    atomic_write_text(options.results, json.dumps({**about, "rows": measured}, indent=1) + "\n")
+    print(export_table(options.results))
 
 
-def export(options: Options, file: Path, folder: Path) -> Path:
-    """A cell's allocation of the teacher's weights, as model.onnx."""
+def export(options: Options, row: str, folder: Path) -> Path:
+    """The allocation of a row's cell with the teacher's weights, as model.onnx. Raises SystemExit if there is no such cell."""
+    cells = options.cells / file_sha256(options.teacher / "model.safetensors")[:8]
+    alike = {name: getattr(options, name) for name in ("data_dir", "task", "precision", "train_rows")}
+    where = ablation.Options(**alike, runs=folder / "runs", results=cells)
+    file = ablation.cell_file(where, row, options.ratio, options.seed)
+    if not file.is_file():
+        raise SystemExit(f"No cell {file}: measure it first, with ablation.py.")
     cell = json.loads(file.read_text("utf-8"))
-    recipe, runs = from_mapping(Recipe, cell["recipe"], file.name), folder / "runs"
-    where = ablation.Options(options.data_dir, cell["task"], score=cell["scored"], train_rows=options.train_rows, runs=runs)
-    data, row = ablation.task_data(where), f"{file.stem}/{cell['row']}"
-    with ablation.workspace(where, data, options.teacher, row, recipe, seed=0) as shared:
+    recipe = from_mapping(Recipe, cell["recipe"], file.name)
+    with ablation.workspace(where, ablation.task_data(where), options.teacher, row, recipe, seed=0) as shared:
         allocation = BitAllocation.from_json(cell["allocation"])
-        method.pack(shared, shared.frozen_supernet(allocation), allocation, folder / file.stem)
-    return EXPORTER.export(folder / file.stem)
+        method.pack(shared, shared.frozen_supernet(allocation), allocation, folder / row)
+    return EXPORTER.export(folder / row)
 
 
 def contents(file: Path) -> dict[str, Any]:
@@ -103,26 +112,30 @@ def weights(model: Classifier) -> int:
 
 def time_in_turns(computes: dict[str, Compute], workload: Workload, rounds: int) -> dict[str, dict[str, float]]:
     """Milliseconds a batch of every contender, and relative to the first one."""
-    repeats = {name: max(1, round(REPEATED / seconds_of(compute, workload, 1))) for name, compute in computes.items()}
-    times = np.array([[seconds_of(computes[name], workload, repeats[name]) for name in computes] for _ in range(rounds)])
+    names = list(computes)
+    repeats = [max(1, round(REPEATED / seconds_of(computes[name], workload, 1))) for name in names]
+    times = np.zeros((rounds, len(names)))
+    for turn, place in itertools.product(range(rounds), range(len(names))):
+        index = (turn + place) % len(names)  # none is always first
+        times[turn, index] = seconds_of(computes[names[index]], workload, repeats[index])
     relative = np.median(times / times[:, :1], axis=0)
     return {
         name: {"milliseconds": 1000 * float(median), "relative": float(ratio)}
-        for name, median, ratio in zip(computes, np.median(times, axis=0), relative, strict=True)
+        for name, median, ratio in zip(names, np.median(times, axis=0), relative, strict=True)
     }
 
 
 def export_table(file: Path = RESULTS) -> str:
     """Allocation x bytes, what its layers have left, and how long they take, relative to the first one."""
-    measured = json.loads(file.read_text("utf-8"))["cells"]
+    content = json.loads(file.read_text("utf-8"))
+    measured = content["rows"]
     shapes = {key: key.replace("x", " x ") for key in next(iter(measured.values())) if re.fullmatch(r"\d+x\d+", key)}
     heads = ["", "bytes", "heads", "neurons", "products", *shapes.values()]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name, cell in measured.items():
-        ratio, row = re.fullmatch(r".*-([\d.]+x)-(.*)-seed\d+", name).groups()
+    for row, cell in measured.items():
         left = [f"{cell['bytes']:,}", f"{sum(cell['heads'])}", f"{sum(cell['neurons']):,}", f"{100 * cell['products']:.0f} %"]
         times = [f"{cell[shape]['milliseconds']:.1f} ms, {cell[shape]['relative']:.2f}" for shape in shapes]
-        lines.append(f"| {ratio}, {ROWS[row].about} | {' | '.join([*left, *times])} |")
+        lines.append(f"| {content['task']} {content['ratio']:g}x, {ROWS[row].about} | {' | '.join([*left, *times])} |")
     return "\n".join(lines)
 
 

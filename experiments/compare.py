@@ -5,11 +5,12 @@
     python experiments/compare.py --data-dir glue --list                            # the cells, and which are there
     python experiments/compare.py --data-dir glue --matched                         # afterwards: ours at the recipes' own bytes
 
-SST-2 (5,000 training sentences) and MRPC at 64 tokens, the default backbone. Methods of MANY get three seeds, all others one;
-one search per task and seed serves both budgets where the method allows. Each cell is kept as soon as it is done in
-`results/compare/<cell>.json`, with its predictions; all of them as rows in `results/compare.csv`. Cells that are there are not
-measured again. Recipes that fix their own size have nobody beside them at their bytes: `--matched` gives the files of `uniform`
-and `dnas` as many, in `results/compare-matched/`. `python experiments/tables.py` makes the tables of the READMEs.
+SST-2 (5,000 training sentences) and MRPC at 64 tokens, the default backbone, the recipe of heads.toml, which only presets leave.
+Methods of MANY get three seeds, all others one; one search per task and seed serves both budgets where the method allows. Each
+cell is kept as soon as it is done in `results/compare/<cell>.json`, with its predictions; all of them as rows in
+`results/compare.csv`. Cells that are there are not measured again. Recipes that fix their own size have nobody beside them at
+their bytes: `--matched` gives the files of `uniform` and `dnas` as many, in `results/compare-matched/`. `python
+experiments/tables.py` makes the tables of the READMEs.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def methods_table() -> str:
 
 
 def recipes_table() -> str:
-    """Recipes that fix their own size, of every task, beside `uniform` and `default` at the bytes of their files."""
+    """Recipes that fix their own size, of every task, beside `uniform` and `dnas` at the bytes of their files."""
     cells, matched = read_cells(CELLS), read_cells(MATCHED)
     parts = []
     for own in _by_task([cell for cell in cells if cell.own_size]):

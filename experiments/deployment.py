@@ -3,7 +3,7 @@
     python experiments/deployment.py                          # 4 and 6 MiB, default backbone and data; resumable
     python experiments/deployment.py --budgets 4 --bench      # time again what has been measured, on a quiet machine
 
-Every budget is a whole run of the `default` preset with uniform bits beside it; then both ONNX tails are written and measured,
+Every budget is a whole run of the comparison's recipe with uniform bits beside it; then both ONNX tails are written and measured,
 and the int8 file is timed against its own teacher with one thread (`autoquant bench`). Kept in `results/deployment/<n>mib.json`:
 metrics of every deployed file, bytes, hashes and times. `python experiments/tables.py` makes the tables.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from pinned import PINNED
 
 from autoquant import pipeline
 from autoquant.bench import bench_run, show
@@ -38,7 +39,7 @@ class Options:
 
     budgets: tuple[float, ...] = (4, 6)
     """MiB."""
-    preset: str = "default"
+    preset: str = PINNED
     runs: Path = Path("runs/deployment")
     threads: int = 2
     """Of search and recovery; times are always taken with one."""

@@ -25,6 +25,7 @@ from typing import Annotated, Any
 
 import tyro
 from filelock import FileLock
+from pinned import PINNED
 
 from autoquant import method, pipeline
 from autoquant.assets import default_backbone
@@ -193,13 +194,13 @@ def workspace(options: Options, name: str, blueprint: Blueprint, seed: int) -> I
 
 
 def searched(options: Options, task: str, data: TaskData, teacher: Path) -> BitAllocation:
-    """The allocation of one search by the default recipe, kept beside the cells: all of them refine the very same."""
+    """The allocation of one search by the comparison's recipe, kept beside the cells: all of them refine the very same."""
     file = options.results / "allocations" / f"{task}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     made_from = {"teacher": file_sha256(teacher / "model.safetensors"), "train": data.train.sha256()}
     with FileLock(file.parent / f".{task}.lock"):
         if not file.exists():
-            blueprint = Blueprint.draw(str(teacher), data, load_preset("default"), options.max_length, False)
+            blueprint = Blueprint.draw(str(teacher), data, load_preset(PINNED), options.max_length, False)
             with workspace(options, f"{task}-search", blueprint, 0) as shared:
                 found = shared.search("dnas", SizeBudget.ratio(RATIO, blueprint.full_bytes())).allocation
             atomic_write_text(file, json.dumps({**made_from, "allocation": found.to_json()}, sort_keys=True) + "\n")
@@ -215,7 +216,7 @@ def measure(options: Options, cell: Cell) -> None:
     teacher = teacher_of(options, cell.task, data)
     if cell.allocation == "searched":
         allocation = searched(options, cell.task, data, teacher)
-        recipe = dataclasses.replace(load_preset("default"), recovery=cell.recovery())
+        recipe = dataclasses.replace(load_preset(PINNED), recovery=cell.recovery())
         blueprint = Blueprint.draw(str(teacher), data, recipe, options.max_length, False)
     else:
         bits = UniformBits.parse(cell.allocation)

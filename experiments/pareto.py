@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from pinned import PINNED
 
 from autoquant.core.progress import TerminalProgress
 from autoquant.core.settings import load_preset
@@ -36,7 +37,7 @@ class Options:
     strategies: tuple[str, ...] = ("dnas", "uniform")
     fresh: bool = False
     """A search for each budget instead of one for all; only the search, not its controls."""
-    preset: str = "default"
+    preset: str = PINNED
     runs: Path = Path("runs/pareto-movies")
     model: str | None = None
     """A fine-tuned teacher; without it the one in `runs`, trained if need be."""

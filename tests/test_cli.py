@@ -15,7 +15,7 @@ import autoquant
 from architectures import save_tiny
 from autoquant import cli
 from autoquant.strategies.race import CANDIDATES
-from runs import MACHINE, TEACHER, Reference, metrics_of, reference, search, search_arguments, stages_of, start, task
+from runs import MACHINE, TEACHER, Reference, metrics_of, reference, refusal, search, search_arguments, stages_of, start, task
 
 __all__ = ["reference"]
 
@@ -172,13 +172,19 @@ def test_options_override_the_preset(tiny_classifier_dir: Path, tiny_data: Path,
     assert all(len(m["bits"]) == 1 for m in manifest["matrices"] if m["layer"] is not None)
 
 
-def test_a_space_of_ones_own(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_a_space_of_ones_own(
+    tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that began with another one of that name does not go on with this one."""
     space = tmp_path / "mine.toml"
     space.write_text("[default]\nbits = [2, 4]\ngroups = 2\n[classifier]\nbits = [8]\ngroups = 1\n", "utf-8")
     search(tiny_classifier_dir, tiny_data, tmp_path / "run", "--space", space)
     manifest = json.loads((tmp_path / "run" / "model" / "allocation.json").read_text("utf-8"))
     widths = {bits for matrix in manifest["matrices"] for bits in matrix["bits"]}
     assert widths == {2, 4, 8}
+    space.write_text(space.read_text("utf-8").replace("groups = 2", "groups = 4"), "utf-8")
+    arguments = search_arguments(tiny_classifier_dir, tiny_data, tmp_path / "run", "--space", space, "--resume")
+    assert "space.rules" in refusal(arguments, capsys)
 
 
 def test_every_paper_s_strategy_in_one_run(reference: Reference, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from autoquant.core.files import file_sha256
 from autoquant.core.settings import load_preset
+from autoquant.core.space import load_space
 from autoquant.strategies import LEARNS_FROM
 from comparisons import small_cell
 
@@ -98,7 +99,7 @@ def test_ours_is_measured_at_the_sizes_of_recipes_that_fix_their_own(monkeypatch
     assert "optuna-nsga2" in dict(compare.planned())
 
 
-def test_ablation(tiny_classifier_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ablation(tiny_classifier_dir: Path, tmp_path: Path) -> None:
     """On texts of which no two share a word."""
     rows = [f"good{index} bad{index} film{index}\t{index % 2}" for index in range(240)]
     (tmp_path / "glue" / "SST-2").mkdir(parents=True)
@@ -118,13 +119,12 @@ def test_ablation(tiny_classifier_dir: Path, tmp_path: Path, monkeypatch: pytest
     script("ablation", *options)
     assert file.stat().st_mtime_ns == made
 
-    timed, options = tmp_path / "export.json", ["--data-dir", tmp_path / "glue", "--train-rows", 200, "--rounds", 1]
-    script("bench_export", *options, "--teacher", tiny_classifier_dir, "--cells", file, "--results", timed)
-    found = json.loads(timed.read_text())["cells"]["sst2-6x-recovery-seed0"]
+    timed, options = tmp_path / "export.json", ["--data-dir", tmp_path / "glue", "--train-rows", 200, "--rounds", 2]
+    options += ["--teacher", tiny_classifier_dir, "--cells", tmp_path / "results", "--results", timed]
+    assert "| sst2 6x, - recovery | " in script("bench_export", *options, "--rows", "recovery", "--ratio", 6)
+    found = json.loads(timed.read_text())["rows"]["recovery"]
     assert 0 < found["products"] <= 1
     assert found["1x32"]["relative"] == 1
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    assert "| 6x, - recovery | " in module("bench_export", monkeypatch).export_table(timed)
 
 
 def test_rows_that_share_a_search_differ_in_what_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,11 +144,18 @@ def test_rows_that_share_a_search_differ_in_what_follows_it(monkeypatch: pytest.
 
 
 def test_cells_share_a_recipe_whatever_the_default_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the presets that a table takes from the folder only those with a quantizer that needs another space leave its space."""
+    """Only presets with a quantizer that needs another space leave its space; and the cells that are there can make tables."""
     pinned, compare = load_preset(module("pinned", monkeypatch).PINNED), module("compare", monkeypatch)
     assert dataclasses.replace(pinned, space="default") == load_preset("default")
     spaces = {name: load_preset(compare.argument(name)).space for name in compare.RECIPES}
     assert {name for name, space in spaces.items() if space != pinned.space} == {f"quantizer-{q}" for q in ("gobo", "pq", "twn")}
+    for path in (EXPERIMENTS / "annealed.toml", *(EXPERIMENTS / "peers").glob("no-training*.toml")):
+        assert load_preset(str(path)).space == pinned.space, path
+    tables = module("ablation_tables", monkeypatch)
+    tables.check_alike(tables.read_cells(tables.RESULTS))
+    cells = map(json.loads, (path.read_text() for path in (EXPERIMENTS / "results").rglob("*-seed*.json")))
+    for name in {cell.get("recipe", {}).get("space", "heads") for cell in cells}:
+        load_space(name)
 
 
 def test_no_scored_text_is_part_of_a_training_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

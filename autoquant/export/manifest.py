@@ -187,7 +187,9 @@ def _validator() -> Draft202012Validator:
 def _check(manifest: Any, where: str) -> None:
     """Raise CheckpointError unless a manifest obeys the schema, and its sub-groups have every row and as many entries each."""
     if isinstance(manifest, Mapping) and manifest.get("format") == FORMAT and manifest.get("version") != VERSION:
-        raise CheckpointError(f"{where} has version {manifest.get('version')!r}, this autoquant reads {VERSION}: update it.")
+        found = manifest.get("version")
+        remedy = "make it anew" if isinstance(found, int) and found < VERSION else "update autoquant"
+        raise CheckpointError(f"{where} has version {found!r}, this autoquant reads {VERSION}: {remedy}.")
     error = best_match(_validator().iter_errors(manifest))
     if error is not None:
         message = error.message if len(error.message) < LINE else f"{error.message[:LINE]}..."

@@ -20,6 +20,7 @@ from autoquant.core.errors import RunError
 from autoquant.core.files import atomic_write_text
 from autoquant.core.progress import duration
 from autoquant.core.run import RunDirectory
+from autoquant.export.manifest import read_manifest
 from autoquant.pareto import plots
 from autoquant.pareto.command import run_command
 from autoquant.pareto.results import JSON_NAME, TUNING_NOTE, Configuration, Point, Sweep
@@ -59,7 +60,7 @@ def run_page(folder: Path) -> str:
     """The report of a finished run, from what it left on disk."""
     run = RunDirectory(folder)
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
-    manifest = json.loads((folder / "model" / "allocation.json").read_text("utf-8"))
+    manifest = read_manifest(folder / "model" / "allocation.json")
     info = run.info()
     sweep = as_sweep(metrics, manifest)
     sections = [

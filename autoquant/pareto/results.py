@@ -26,7 +26,7 @@ from autoquant.pareto.front import Folded, fold, hypervolume, non_dominated
 
 TUNING_NOTE = "The metric is that on a fifth of the training file, which no trial saw: the evaluation file was not read."
 BUILT = ("points", "objectives", "missing")  # fields of a sweep that are no plain JSON values
-FORMAT, VERSION = "autoquant-pareto", 1
+FORMAT, VERSION = "autoquant-pareto", 2
 JSON_NAME, PARQUET_NAME = "pareto.json", "pareto.parquet"
 
 

@@ -121,7 +121,8 @@ def query(m: dict[str, Any]) -> dict[str, Any]:
     [
         (lambda m: m.pop("space"), "'space' is a required property"),
         (lambda m: m.update(extra=1), "Additional properties"),
-        (lambda m: m.update(version=1), "has version 1, this autoquant reads 3"),
+        (lambda m: m.update(version=2), "has version 2, this autoquant reads 3: make it anew"),
+        (lambda m: m.update(version=4), "has version 4, this autoquant reads 3: update autoquant"),
         (lambda m: m.update(format="foreign"), r"\$.format 'autoquant-allocation' was expected"),
         (lambda m: m["hashes"].update(train="xyz"), r"\$.hashes.train"),
         (lambda m: m["budget"].update(count="gpu"), r"\$.budget.count"),

@@ -208,7 +208,7 @@ def _share(manifest: Manifest, kind: str, width: int) -> float:
 
 def sensitivity(manifest: Manifest) -> go.Figure:
     """Why: the sensitivity of the loss per weight (of the chosen bits) against the bits a sub-group got."""
-    figure = _reasons(manifest, "sensitivity", lambda m: m["sensitivity"] / group_weights(m))
+    figure = _reasons(manifest, "sensitivity", lambda m: m["sensitivity"] / np.maximum(group_weights(m), 1))
     figure.update_yaxes(type="log", title="expected loss increase per weight", exponentformat="power")
     return figure
 
