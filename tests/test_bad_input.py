@@ -315,7 +315,7 @@ def test_a_disk_that_fills_up_later_leaves_a_resumable_run(
     tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = search_arguments(tiny_classifier_dir, tiny_data, tmp_path / "run")
-    for size, place in ((4_000, "teacher"), (80_000, "teacher"), (120_000, "checkpoint/search-dnas.pt")):
+    for size, place in ((8_000, "teacher"), (80_000, "teacher"), (120_000, "checkpoint/search-dnas.pt")):
         with largest_file(size):
             message = refusal(arguments, capsys)
         assert f"No space left to write {tmp_path / 'run' / place} " in message

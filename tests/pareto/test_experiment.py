@@ -16,6 +16,7 @@ def test_other_strategies_are_another_study_of_the_same_folder(monkeypatch: pyte
     assert spec.loader is not None
     experiment = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, experiment)
+    monkeypatch.syspath_prepend(FILE.parent)
     spec.loader.exec_module(experiment)
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(experiment, "sweep", lambda model, **more: asked.append(more))
