@@ -187,14 +187,8 @@ def random_workloads(config: Any, shapes: Sequence[tuple[int, int]] = SHAPES) ->
 
 
 def _time(computes: Mapping[str, Compute], workload: Workload, rounds: int) -> dict[str, dict[str, float]]:
-    """Every contender in every round, in an order that turns; medians."""
-    repeats = {name: max(1, int(SHORTEST / max(seconds_of(compute, workload, 1), 1e-9))) for name, compute in computes.items()}
-    names = list(computes)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            seconds[name].append(seconds_of(computes[name], workload, repeats[name]))
-    times = {name: np.array(values) for name, values in seconds.items()}
+    """Medians of every contender."""
+    times = times_in_turns(computes, workload, rounds)
     medians = {name: float(np.median(values)) for name, values in times.items()}
     speed = {name: float(np.median(times[DYNAMIC] / values)) for name, values in times.items()}
     same = float(np.median(times[SAME_GRAPH] / times[OURS]))
@@ -206,7 +200,18 @@ def _time(computes: Mapping[str, Compute], workload: Workload, rounds: int) -> d
     return {**table, "speed_in_same_graph": {OURS: same}}
 
 
-def seconds_of(compute: Compute, workload: Workload, repeats: int) -> float:
+def times_in_turns(computes: Mapping[str, Compute], workload: Workload, rounds: int) -> dict[str, np.ndarray]:
+    """Seconds a pass, [rounds], of every contender: all of them in every round, in an order that turns."""
+    repeats = {name: max(1, int(SHORTEST / max(_seconds(compute, workload, 1), 1e-9))) for name, compute in computes.items()}
+    names = list(computes)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            seconds[name].append(_seconds(computes[name], workload, repeats[name]))
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def _seconds(compute: Compute, workload: Workload, repeats: int) -> float:
     """Seconds of one pass over the workload, the mean of `repeats`."""
     start = time.perf_counter()
     for _ in range(repeats):

@@ -11,7 +11,6 @@ medians of rounds, and `relative` the median over rounds of a time over the firs
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import tempfile
@@ -26,7 +25,7 @@ from ablation_rows import ROWS
 from transformers import AutoConfig
 
 from autoquant import method
-from autoquant.bench import Compute, Workload, random_workloads, seconds_of
+from autoquant.bench import random_workloads, times_in_turns
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.files import atomic_write_text, file_sha256
 from autoquant.core.settings import Recipe, from_mapping
@@ -39,7 +38,6 @@ from autoquant.export.onnx.model import Classifier, read_folder
 RESULTS = Path(__file__).parent / "results" / "bench" / "export.json"
 EXPORTER = EXPORTERS["onnx-int8"]
 MATRICES = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")  # of a layer
-REPEATED = 0.05  # seconds of a contender in a round, at least
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,10 @@ def main() -> None:
         measured = {row: contents(file) for row, file in files.items()}
         computes = {row: EXPORTER.open(file, threads=1) for row, file in files.items()}
         for workload in random_workloads(AutoConfig.from_pretrained(options.teacher)):
-            for row, found in time_in_turns(computes, workload, options.rounds).items():
-                measured[row][workload.name] = found
+            times = times_in_turns(computes, workload, options.rounds)
+            for row, seconds in times.items():
+                relative = float(np.median(seconds / times[options.rows[0]]))
+                measured[row][workload.name] = {"milliseconds": 1000 * float(np.median(seconds)), "relative": relative}
     about = {"task": options.task, "ratio": options.ratio, "seed": options.seed, "threads": 1, "versions": versions()}
     atomic_write_text(options.results, json.dumps({**about, "rows": measured}, indent=1) + "\n")
     print(export_table(options.results))
@@ -108,21 +108,6 @@ def weights(model: Classifier) -> int:
     """Numbers in the matrices of the layers."""
     shapes = (getattr(layer, part).weights.shape for layer in model.layers for part in MATRICES)
     return sum(rows * columns for rows, columns in shapes)
-
-
-def time_in_turns(computes: dict[str, Compute], workload: Workload, rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds a batch of every contender, and relative to the first one."""
-    names = list(computes)
-    repeats = [max(1, round(REPEATED / seconds_of(computes[name], workload, 1))) for name in names]
-    times = np.zeros((rounds, len(names)))
-    for turn, place in itertools.product(range(rounds), range(len(names))):
-        index = (turn + place) % len(names)  # none is always first
-        times[turn, index] = seconds_of(computes[names[index]], workload, repeats[index])
-    relative = np.median(times / times[:, :1], axis=0)
-    return {
-        name: {"milliseconds": 1000 * float(median), "relative": float(ratio)}
-        for name, median, ratio in zip(names, np.median(times, axis=0), relative, strict=True)
-    }
 
 
 def export_table(file: Path = RESULTS) -> str:

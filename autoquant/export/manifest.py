@@ -60,10 +60,6 @@ def build_manifest(
     allocation.check_fits(partitions)
     ends = np.cumsum([p.groups for p in partitions])
     pieces = [slice(int(end) - p.groups, int(end)) for p, end in zip(partitions, ends, strict=True)]
-
-    def of(values: np.ndarray | None, piece: slice) -> np.ndarray | None:
-        return None if values is None else values[piece]
-
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -83,14 +79,14 @@ def build_manifest(
         "versions": dict(versions),
         "removed": list(allocation.removed),
         "matrices": [
-            _matrix(p, allocation.bits[p.matrix.name], of(probability, piece), of(sensitivity, piece))
+            _matrix(p, allocation.bits[p.matrix.name], _numbers(probability, piece), _numbers(sensitivity, piece))
             for p, piece in zip(partitions, pieces, strict=True)
         ],
     }
 
 
 def _matrix(
-    partition: Partition, bits: Sequence[int], probability: np.ndarray | None, sensitivity: np.ndarray | None
+    partition: Partition, bits: Sequence[int], probability: list[float] | None, sensitivity: list[float] | None
 ) -> dict[str, Any]:
     matrix = partition.matrix
     return {
@@ -101,8 +97,8 @@ def _matrix(
         "buckets_sha256": buckets_sha256(partition),
         "rows": list(partition.sizes),
         "bits": list(bits),
-        "probability": _numbers(probability),
-        "sensitivity": _numbers(sensitivity),
+        "probability": probability,
+        "sensitivity": sensitivity,
     }
 
 
@@ -118,9 +114,9 @@ def _rule(rule: Rule) -> dict[str, Any]:
     return {"bits": list(rule.bits), "groups": rule.groups, **scale}
 
 
-def _numbers(values: np.ndarray | None) -> list[float] | None:
-    """Four digits say enough of a reason."""
-    return None if values is None else [float(f"{value:.4g}") for value in values]
+def _numbers(values: np.ndarray | None, piece: slice) -> list[float] | None:
+    """Those of a matrix; four digits say enough of a reason."""
+    return None if values is None else [float(f"{value:.4g}") for value in values[piece]]
 
 
 def buckets_sha256(partition: Partition) -> str | None:
