@@ -3,6 +3,7 @@
     python experiments/ablation.py --data-dir glue                                    # every row on SST-2, 15x and 25x, seed 0
     python experiments/ablation.py --data-dir glue --task mrpc --rows dnas gates --seeds 0 1 2
     python experiments/ablation.py --data-dir glue --rows rank --ratios 25            # 20 random allocations of one size
+    python experiments/ablation.py --data-dir glue --rows rank07 rank08 --ratios 25   # two of them
 
 Scored on training rows that no cell has trained on, so that choosing among cells reads no dev set: a held-out tenth, of SST-2
 those of the next 10,000 by hash after the 5,000 that share no three words in a row with these, since its training rows are
@@ -57,7 +58,8 @@ from autoquant.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results" / "ablation"
 SCORED_ROWS, SCORED_SHARE, RUN = 10_000, 0.1, 3
-RANDOM_ALLOCATIONS = 20
+RANKED = tuple(f"rank{index:02d}" for index in range(20))
+"""Random allocations of one size."""
 FULL = "-full-precision.npy"
 
 
@@ -68,7 +70,7 @@ class Options:
     data_dir: Path
     task: str = "sst2"
     rows: tuple[str, ...] = tuple(ROWS)
-    """Names of ROWS, or `rank`: 20 random allocations, the supernet's held-out loss beside the recovered metric."""
+    """Names of ROWS, or `rank`: 20 random allocations, the supernet's held-out loss beside the recovered metric; `rank07`: one."""
     ratios: tuple[float, ...] = (15, 25)
     seeds: tuple[int, ...] = (0,)
     score: Literal["train", "dev"] = "train"
@@ -89,17 +91,19 @@ class Options:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    unknown = sorted(set(options.rows) - {*ROWS, "rank"})
+    unknown = sorted(set(options.rows) - {*ROWS, *RANKED, "rank"})
     if unknown:
-        raise SystemExit(f"No row '{unknown[0]}'; known are {', '.join(ROWS)} and rank.")
+        raise SystemExit(f"No row '{unknown[0]}'; known are {', '.join(ROWS)}, rank, and {RANKED[0]} to {RANKED[-1]}.")
     data = task_data(options)
     teacher = options.teacher or train_teacher(options, data)
     check_teacher(options, data, teacher)
     options = dataclasses.replace(options, results=options.results / file_sha256(teacher / "model.safetensors")[:8])
-    for seed, ratio, name in itertools.product(options.seeds, options.ratios, options.rows):
-        if name == "rank":
-            rank(options, data, teacher, ratio, seed)
-        elif not cell_file(options, name, ratio, seed).exists():
+    ranked = [name for name in RANKED if {name, "rank"} & {*options.rows}]
+    for seed, ratio in itertools.product(options.seeds, options.ratios):
+        rank(options, data, teacher, ranked, ratio, seed)
+    rows = [name for name in options.rows if name in ROWS]
+    for seed, ratio, name in itertools.product(options.seeds, options.ratios, rows):
+        if not cell_file(options, name, ratio, seed).exists():
             measure(options, data, teacher, name, ratio, seed)
 
 
@@ -317,10 +321,9 @@ def teacher_logits(options: Options, shared: Workspace, scored: Encoded) -> np.n
 # Does the supernet's loss say which allocation is better? -------------------------------------------------------------
 
 
-def rank(options: Options, data: TaskData, teacher: Path, ratio: float, seed: int) -> None:
+def rank(options: Options, data: TaskData, teacher: Path, names: Sequence[str], ratio: float, seed: int) -> None:
     """Random allocations of one size: the searched supernet's held-out loss, and the metric after recovery, a cell each."""
-    names = [f"rank{index:02d}" for index in range(RANDOM_ALLOCATIONS)]
-    todo = [index for index, name in enumerate(names) if not cell_file(options, name, ratio, seed).exists()]
+    todo = [name for name in names if not cell_file(options, name, ratio, seed).exists()]
     if not todo:
         return
     run = f"{cell_name(options, 'dnas', ratio, seed)}/dnas"
@@ -328,12 +331,11 @@ def rank(options: Options, data: TaskData, teacher: Path, ratio: float, seed: in
         budget = SizeBudget.ratio(ratio, shared.blueprint.full_bytes())
         searched = shared.search("dnas", budget)
         problem = shared.problem(budget, "rank")
-        for index in todo:
-            context = dataclasses.replace(problem.context, seed=1000 + index)
+        for name in todo:
+            context = dataclasses.replace(problem.context, seed=1000 + RANKED.index(name))
             result = STRATEGIES["random"].search(dataclasses.replace(problem, context=context))
             more = {"supernet_loss": held_out_loss(shared, result, searched)}
-            recipe, name = shared.blueprint.recipe, names[index]
-            write_cell(options, shared, Candidate(name, ratio, recipe, "random", name, budget, result), more)
+            write_cell(options, shared, Candidate(name, ratio, shared.blueprint.recipe, "random", name, budget, result), more)
 
 
 @torch.no_grad()
