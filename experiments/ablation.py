@@ -36,6 +36,7 @@ from pinned import PINNED
 from autoquant import method, pipeline
 from autoquant.assets import default_backbone
 from autoquant.blueprint import Blueprint
+from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
 from autoquant.core.derive import derive
 from autoquant.core.files import atomic_file, atomic_write_text, file_sha256
@@ -46,8 +47,9 @@ from autoquant.core.space import load_space
 from autoquant.core.versions import device_name, versions
 from autoquant.machine import Machine
 from autoquant.pack.model import load_packed
-from autoquant.strategies import LEARNS_FROM, STRATEGIES, SearchResult
+from autoquant.strategies import LEARNS_FROM, STRATEGIES, Problem, SearchResult
 from autoquant.strategies.dnas import prior_values, sensitivity_prior, trusting
+from autoquant.supernet.build import Supernet
 from autoquant.tasks.data import TaskData, TextData
 from autoquant.tasks.load import load_glue
 from autoquant.tasks.metrics import answers, score
@@ -70,7 +72,7 @@ class Options:
     data_dir: Path
     task: str = "sst2"
     rows: tuple[str, ...] = tuple(ROWS)
-    """Names of ROWS, or `rank`: 20 random allocations, the supernet's held-out loss beside the recovered metric; `rank07`: one."""
+    """Names of ROWS; `rank`: 20 random allocations of one size, and what foretells how good they are; `rank07`: one of them."""
     ratios: tuple[float, ...] = (15, 25)
     seeds: tuple[int, ...] = (0,)
     score: Literal["train", "dev"] = "train"
@@ -334,14 +336,24 @@ def rank(options: Options, data: TaskData, teacher: Path, names: Sequence[str], 
         for name in todo:
             context = dataclasses.replace(problem.context, seed=1000 + RANKED.index(name))
             result = STRATEGIES["random"].search(dataclasses.replace(problem, context=context))
-            more = {"supernet_loss": held_out_loss(shared, result, searched)}
+            more = predictions(shared, problem, result.allocation, searched)
             write_cell(options, shared, Candidate(name, ratio, shared.blueprint.recipe, "random", name, budget, result), more)
 
 
+def predictions(shared: Workspace, problem: Problem, allocation: BitAllocation, searched: SearchResult) -> dict[str, float]:
+    """What could say before recovery how good an allocation is, the less the better."""
+    table = problem.table
+    return {
+        "supernet_loss": held_out_loss(shared, shared.frozen_supernet(allocation, searched.searched)),
+        "untrained_loss": held_out_loss(shared, shared.frozen_supernet(allocation)),
+        "summed": float(problem.sensitivity.choices[np.arange(len(table)), table.to_choice(allocation)].sum()),
+    }
+
+
 @torch.no_grad()
-def held_out_loss(shared: Workspace, result: SearchResult, searched: SearchResult) -> float:
-    """Distillation loss (logits) of an allocation under the searched weights, on the part that only the bits saw."""
-    supernet = shared.frozen_supernet(result.allocation, searched.searched).eval()
+def held_out_loss(shared: Workspace, supernet: Supernet) -> float:
+    """Distillation loss (logits) of frozen bits on the part of the training texts that only a search's bits saw."""
+    supernet.eval()
     outputs = shared.outputs.part(len(shared.train), len(shared.train_all))
     terms = dataclasses.replace(shared.blueprint.recipe.distillation, hidden=0.0)
     losses = []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablation import FULL
+from ablation import FULL, RANKED
 from ablation_rows import ROWS
 from scipy.stats import spearmanr
 
@@ -39,6 +39,12 @@ CHANGES = {
     "annealed": (("dnas", "annealed"),),
 }
 """Tables of pairs of rows: one, and with a change."""
+FORETOLD = {
+    "supernet_loss": "held-out loss in the searched supernet",
+    "untrained_loss": "held-out loss before any training",
+    "summed": "sum of its sensitivities",
+}
+"""What is known of an allocation before recovery."""
 OTHER = "†"  # marks a value in another precision or under another teacher than its column's
 
 Cells = list[dict[str, Any]]
@@ -62,7 +68,7 @@ def ablation_table(folder: Path = RESULTS) -> str:
         if any(shown):
             values = [_value(own, measured, column, folder) for own, column in zip(shown, columns, strict=True)]
             lines.append(f"| {ROWS[name].about} | {' | '.join(values)} | {_costs(list(itertools.chain(*shown)))} |")
-    return "\n".join([*lines, "", *_notes(measured, folder), *_ranks(cells), *_stability(measured)])
+    return "\n".join([*lines, "", *_notes(measured, folder), *_stability(measured)])
 
 
 def changes_table(name: str, folder: Path = RESULTS) -> str:
@@ -255,17 +261,26 @@ def _spread(cells: Cells) -> str:
     return f"{np.mean(values):.2f}" + (f" ({min(values):.2f} to {max(values):.2f}, n={len(values)})" if len(values) > 1 else "")
 
 
-def _ranks(cells: Cells) -> list[str]:
-    """Spearman's correlation of the supernet's loss with the recovered metric, over random allocations of one size."""
-    lines = []
-    random = [cell for cell in cells if "supernet_loss" in cell]
+def foretold_table(folder: Path = RESULTS) -> str:
+    """Spearman's correlations of what is known before recovery with what comes out of it, over random allocations of one size.
+
+    Positive where less of a loss goes with a better outcome. The metric has the most chance in it, the distance the least.
+    """
+    lines = ["| | n | metric | answers as the teacher's | near the teacher |", "|---|---|---|---|---|"]
+    random, notes = [cell for cell in read_cells(folder) if cell["row"] in RANKED], []
     for column in sorted(set(map(_column, random))):
         own = [cell for cell in random if _column(cell) == column]
-        found = spearmanr([-c["supernet_loss"] for c in own], [c["metrics"][c["metric"]] for c in own])
-        about = f"Over {len(own)} random allocations of {_column_name(column)} the searched supernet's held-out loss"
-        found_text = f"a rank correlation of {found.statistic:.2f} (p = {found.pvalue:.2f})"
-        lines.append(f"{about} and the recovered metric have {found_text}.")
-    return lines
+        metrics = [cell["metrics"][cell["metric"]] for cell in own]
+        shares = [np.mean(np.array(cell["answers"]) == teacher_answers(cell, folder)) for cell in own]
+        near = [-cell["divergence"] for cell in own]
+        for key, about in FORETOLD.items():
+            found = [spearmanr([-cell[key] for cell in own], outcome) for outcome in (metrics, shares, near)]
+            values = " | ".join(f"{result.statistic:.2f} (p = {result.pvalue:.1g})" for result in found)
+            lines.append(f"| {_column_name(column)}: {about} | {len(own)} | {values} |")
+        ranges = [f"{100 * min(values):.1f} to {100 * max(values):.1f} %" for values in (metrics, shares)]
+        away = f"{-max(near):.3f} to {-min(near):.3f} nats from the teacher"
+        notes.append(f"{_column_name(column)}: {own[0]['metric']} {ranges[0]}, as teacher {ranges[1]}, {away}.")
+    return "\n".join([*lines, "", *notes])
 
 
 def _stability(cells: Cells) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from ablation_tables import CHANGES, ablation_table, changed_answers_table, changes_table
+from ablation_tables import CHANGES, ablation_table, changed_answers_table, changes_table, foretold_table
 from bench_export import export_table
 from compare_plot import plot_compare
 from compare_tables import linears_table, methods_table, recipes_table, whole_table
@@ -45,6 +45,7 @@ def tables() -> dict[str, str]:
         "peers-whole": whole_table(),
         "ablation": ablation_table(),
         "changed-answers": changed_answers_table(),
+        "foretold": foretold_table(),
         **{name: changes_table(name) for name in CHANGES},
         "export": export_table(),
         "lasting": lasting_table(),

@@ -119,6 +119,13 @@ def test_ablation(tiny_classifier_dir: Path, tmp_path: Path) -> None:
     script("ablation", *options)
     assert file.stat().st_mtime_ns == made
 
+    script("ablation", *options, "--rows", "rank03")  # by the search that is there
+    (ranked,) = (tmp_path / "results").rglob("*rank03*.json")
+    foretold = json.loads(ranked.read_text())
+    assert 0 < foretold["supernet_loss"] != foretold["untrained_loss"] > 0
+    assert foretold["summed"] > 0
+    assert sum(path.name.endswith("-dnas-seed0") for path in (tmp_path / "runs").iterdir()) == 1
+
     timed, options = tmp_path / "export.json", ["--data-dir", tmp_path / "glue", "--train-rows", 200, "--rounds", 2]
     options += ["--teacher", tiny_classifier_dir, "--cells", tmp_path / "results", "--results", timed]
     assert "| sst2 6x, - recovery | " in script("bench_export", *options, "--rows", "recovery", "--ratio", 6)
@@ -264,6 +271,25 @@ def test_which_way_answers_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lines = tables.changed_answers_table(tmp_path).splitlines()
     assert lines[2] == "| 25x, dnas | 1 | 3 | 33% | 1 | 100% | +0.00 | +13.33 |"
     assert lines[-1] == "Full precision answers positive to 40.0 % of the phrases; 40.0 % are."
+
+
+def test_what_foretells_how_good_an_allocation_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, of three: the supernet's loss orders them as the metric does, the sum the other way round."""
+    tables = module("ablation_tables", monkeypatch)
+    (tmp_path / "aaaaaaaa").mkdir()
+    np.save(tmp_path / "aaaaaaaa" / "sst2-train-full-precision.npy", np.eye(2, dtype=np.float32)[[1, 0, 1, 1]])
+    cell = {"task": "sst2", "scored": "train", "ratio": 25.0, "seed": 0, "labels": [1, 0, 1, 0], "metric": "accuracy"}
+    cell |= {"teacher_sha256": "aaaaaaaa0", "full_precision": {"accuracy": 0.75}}
+    given = [([0, 1, 1, 0], 0.50, 0.2), ([1, 0, 0, 0], 0.75, 0.1), ([1, 0, 1, 0], 1.00, 0.3)]
+    for index, (answers, right, nats) in enumerate(given):
+        more = {"row": f"rank{index:02d}", "answers": answers, "metrics": {"accuracy": right}, "divergence": nats}
+        more |= {"supernet_loss": 1.0 - right, "untrained_loss": nats, "summed": right}
+        (tmp_path / "aaaaaaaa" / f"{index}.json").write_text(json.dumps({**cell, **more}))
+    lines = tables.foretold_table(tmp_path).splitlines()
+    found = [[text.strip().split(" ")[0] for text in line.split("|")[2:-1]] for line in lines[2:5]]
+    # of the teacher's four answers 1, 2 and 3 are given; by distance the second is first and the third last
+    assert found == [["3", "1.00", "1.00", "-0.50"], ["3", "-0.50", "-0.50", "1.00"], ["3", "-1.00", "-1.00", "0.50"]]
+    assert lines[-1] == "sst2 25x: accuracy 50.0 to 100.0 %, as teacher 25.0 to 75.0 %, 0.100 to 0.300 nats from the teacher."
 
 
 def test_a_row_and_its_change_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
