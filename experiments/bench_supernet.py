@@ -69,7 +69,7 @@ class Options:
     activation_bits: int = 32
     """8 adds the simulation of 8-bit activations to the supernet's side."""
     only: tuple[str, ...] = ()
-    """Measure these steps only: heads, 128, as-run, kd, paid."""
+    """Measure these steps only: heads, 128, default, as-run, kd, paid."""
     knapsack: bool = True
     memory: str | None = None
     """Used by the child processes: take a few steps of this side and print the peak resident size."""
@@ -197,9 +197,9 @@ def ratios(steps: dict[str, Step], rounds: int) -> dict[str, tuple[float, float]
 
 
 def steps_of(options: Options) -> dict[str, float]:
-    wanted = options.only or ("heads", "128", "as-run", "kd", "paid")
+    wanted = options.only or ("heads", "128", "default", "as-run", "kd", "paid")
     result: dict[str, float] = {}
-    spaces = {"heads": "heads", "128": "groups128"}
+    spaces = {"heads": "heads", "128": "groups128", "default": "default"}
     steps = {name: supernet_step(space, options.activation_bits) for name, space in spaces.items() if name in wanted}
     if steps:
         measured = ratios({"plain": plain_step(), **steps}, options.rounds)
