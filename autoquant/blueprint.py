@@ -11,7 +11,7 @@ import numpy as np
 from autoquant.backbones.load import ModelSource, open_model
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ByteModel, ChoiceTable, SizeBudget, TensorEntry, check_budget, choice_table, header_json
-from autoquant.core.errors import DataError, SpaceError
+from autoquant.core.errors import DataError, ModelError, SpaceError
 from autoquant.core.settings import Recipe, StudentSettings
 from autoquant.core.space import SearchSpace, load_space
 from autoquant.core.subgroup import Partition
@@ -52,9 +52,19 @@ class Blueprint:
         source = source.with_every(recipe.student.keep_every)
         train = encode(source.tokenizer, data.train, max_length)
         blueprint = cls(source, data, recipe, space, max_length, trim_positions, train)
+        blueprint.check_vocabulary()
         blueprint.check_quantizer()
         blueprint.check_labels()
         return blueprint
+
+    def check_vocabulary(self) -> None:
+        """Raise ModelError for a tokenizer that has tokens beyond the word embedding's rows."""
+        tokens, rows = len(self.source.tokenizer), self.shapes[self.word_embedding][0]
+        if tokens > rows:
+            raise ModelError(
+                f"{self.source.path} has {tokens:,} tokens but {rows:,} rows of word embeddings: bring the tokenizer that "
+                "belongs to the model, or call model.resize_token_embeddings(len(tokenizer)) and save it."
+            )
 
     def check_labels(self) -> None:
         """Raise DataError for texts without labels where recovery learns from these."""
@@ -114,11 +124,15 @@ class Blueprint:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return self.source.shapes()
 
+    @property
+    def word_embedding(self) -> str:
+        """Its name in the state dict."""
+        return f"{self.source.backbone.embedding_modules['word_embedding']}.weight"
+
     @cached_property
     def token_counts(self) -> np.ndarray:
         """Occurrences of every token in the training text, [vocabulary]."""
-        name = f"{self.source.backbone.embedding_modules['word_embedding']}.weight"
-        return self.train.token_counts(self.shapes[name][0])
+        return self.train.token_counts(self.shapes[self.word_embedding][0])
 
     def packed_settings(self) -> dict[str, object]:
         """What the packed file says about itself."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def export_run(run_dir: str | Path, name: str, data: TaskData | None = None, pro
         progress.say(f"Wrote {path}: {entry['bytes']:,} bytes")
         if data is not None:
             entry |= _measure(run.model_dir, name, data)
-        metrics = read_metrics(run)
+        metrics = run.result()
         metrics["deployed"] = {**metrics.get("deployed", {}), name: entry}
         run.write_json("metrics.json", metrics)
         write_card(run.model_dir, metrics)
@@ -72,11 +71,6 @@ def finished_run(run_dir: str | Path) -> RunDirectory:
     if not run.is_finished or not run.model_dir.is_dir():
         raise RunError(f"{run_dir} holds no finished search: go on with --resume first.")
     return run
-
-
-def read_metrics(run: RunDirectory) -> dict[str, Any]:
-    """The content of metrics.json."""
-    return json.loads((run.path / "metrics.json").read_text("utf-8"))
 
 
 def evaluate_exported(folder: str | Path, name: str, data: TaskData) -> dict[str, float]:
@@ -115,7 +109,7 @@ def _measure(folder: Path, name: str, data: TaskData) -> dict[str, Any]:
 
 def _show(entry: dict[str, Any], exact: bool, data: TaskData | None, progress: Progress) -> None:
     if data is None:
-        progress.say("Not measured: give --train-file and --eval-file as the search had them.")
+        progress.say("Not measured: give the data as the search had them, by --data-dir, or by --train-file and --eval-file.")
         return
     for metric, value in entry["metrics"].items():
         progress.say(f"{metric} of the file {value:.4f}, simulated {entry['simulated_metrics'][metric]:.4f}")

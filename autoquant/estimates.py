@@ -63,7 +63,7 @@ def _estimate_recovery(method: str, blueprint: Blueprint) -> list[tuple[str, flo
     # a step of reconstruction runs the layers before its module forwards, and its own module both ways
     modules = 0.6 * settings.mrem_modules
     linear = sum(p.matrix.layer is not None for p in blueprint.byte_model.partitions)
-    share = {"mrem-s": modules, "mrem-p": modules / 2, "layer-wise": 0.08 * linear}[settings.reconstruction]
+    share = {"mrem-s": modules, "mrem-p": modules / 2, "layer-wise": 0.08 * linear}.get(settings.reconstruction, modules)
     training = _training_step(blueprint) * settings.steps
     stages = [(f"Recover {method}", training), ("Reconstruct", share * step * settings.mrem_steps)]
     return [stage for stage in stages if stage[1]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,9 +70,9 @@ def summarise(
 
 def _deployed(run: RunDirectory, metrics: Mapping[str, float]) -> dict[str, Any]:
     """The file that was reloaded and measured; exports join it, and stay as long as they were made from this very file."""
-    path, recorded = run.model_dir / FILE_NAME, run.path / "metrics.json"
+    path = run.model_dir / FILE_NAME
     packed = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path), "metrics": metrics}
-    before = json.loads(recorded.read_text("utf-8")).get("deployed", {}) if recorded.is_file() else {}
+    before = run.result().get("deployed", {}) if run.is_finished else {}
     same = before.get("safetensors", {}).get("sha256") == packed["sha256"]
     return {**(present_files(run.model_dir, before) if same else {}), "safetensors": packed}
 

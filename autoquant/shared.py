@@ -153,10 +153,16 @@ class SharedParts:
         with FileLock(self.folder / f".{name}.lock"):
             yield
 
-    @staticmethod
-    def _key(recipe: Recipe, seed: int) -> str:
-        space = space_content(load_space(recipe.space))
-        text = json.dumps({"recipe": dataclasses.asdict(_upstream(recipe)), "space": space, "seed": seed}, sort_keys=True)
+    def _key(self, recipe: Recipe, seed: int) -> str:
+        decided = {
+            "recipe": dataclasses.asdict(_upstream(recipe)),
+            "space": space_content(load_space(recipe.space)),
+            "data": self.data.hashes(),
+            "max_length": self.max_length,
+            "trim_positions": self.trim_positions,
+            "seed": seed,
+        }
+        text = json.dumps(decided, sort_keys=True)
         return f"seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

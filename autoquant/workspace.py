@@ -84,6 +84,9 @@ class Workspace:
         machine.configure()
         if machine.emulates_bfloat16():
             progress.say("Note: this CPU has no bfloat16 instructions, so --precision bf16 is many times slower: leave it out.")
+        changed = run.other_versions()
+        if changed:
+            progress.say(f"Note: {run.path} began with other versions ({'; '.join(changed)}); what is done is not done again.")
         data = blueprint.data
         if data.source is not None:
             run.record(data_source=data.source)

@@ -298,5 +298,5 @@ def _stability(cells: Cells) -> list[str]:
 
 def _share_alike(one: dict[str, Any], other: dict[str, Any]) -> float:
     first, second = BitAllocation.from_json(one).bits, BitAllocation.from_json(other).bits
-    pairs = [(a, b) for name in first for a, b in zip(first[name], second[name], strict=False)]
+    pairs = [(a, b) for name in first for a, b in zip(first[name], second[name], strict=True)]
     return sum(a == b for a, b in pairs) / len(pairs)

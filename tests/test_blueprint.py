@@ -1,10 +1,13 @@
 """Model, data and space weigh what will be written, and what does not fit is refused before any training."""
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from autoquant.blueprint import Blueprint
 from autoquant.core.cost import SizeBudget
@@ -59,6 +62,16 @@ def test_a_model_that_is_not_there_is_refused(data: TaskData, tmp_path: Path) ->
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"config\.json is missing"):
         Blueprint.draw(str(tmp_path / "empty"), data, RECIPE, 32, trim_positions=False)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows(tiny_classifier_dir: Path, data: TaskData, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_classifier_dir, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    rows = json.loads((model / "config.json").read_text())["vocab_size"]
+    tokenizer.add_tokens([f"added{index}" for index in range(rows - len(tokenizer) + 1)])
+    tokenizer.save_pretrained(model)
+    with pytest.raises(ModelError, match=f"has {rows + 1} tokens but {rows} rows of word embeddings"):
+        Blueprint.draw(str(model), data, RECIPE, 32, trim_positions=False)
 
 
 def test_budgets_that_cannot_be_are_refused(tiny_classifier_dir: Path, data: TaskData) -> None:

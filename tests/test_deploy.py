@@ -67,17 +67,36 @@ def test_a_finished_run_that_is_resumed_keeps_its_exports(reference: Reference, 
     assert list(metrics_of(run_dir)["deployed"]) == ["safetensors"]
 
 
-def test_the_task_is_that_of_the_run(reference: Reference, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AUTOQUANT_GLUE", str(reference.data))
+def test_the_data_is_that_of_the_run(run_dir: Path) -> None:
     cli.main(["export", str(run_dir)])
     assert "metrics" in metrics_of(run_dir)["deployed"]["onnx-int8"]
 
 
-def test_files_that_are_not_given_again_leave_it_unmeasured(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (run_dir / "metrics.json").write_text(json.dumps({**metrics_of(run_dir), "task": "files"}))
+def test_data_that_is_gone_leaves_it_unmeasured(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    info = json.loads((run_dir / "run.json").read_text("utf-8"))
+    info["data_source"]["data_dir"] = str(run_dir / "gone")
+    (run_dir / "run.json").write_text(json.dumps(info), "utf-8")
     cli.main(["export", str(run_dir)])
     assert set(metrics_of(run_dir)["deployed"]["onnx-int8"]) == {"file", "bytes", "sha256"}
-    assert "Not measured: give --train-file" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Note: the run's data is not where it was. No folder" in said
+    assert "Not measured: give the data" in said
+
+
+def test_rows_in_memory_leave_it_unmeasured(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    info = json.loads((run_dir / "run.json").read_text("utf-8"))
+    del info["data_source"]
+    (run_dir / "run.json").write_text(json.dumps(info), "utf-8")
+    (run_dir / "metrics.json").write_text(json.dumps({**metrics_of(run_dir), "task": "files"}), "utf-8")
+    cli.main(["export", str(run_dir)])
+    assert "Not measured: give the data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"task": "sst2"}'])
+@pytest.mark.parametrize("command", ["export", "bench", "report"])
+def test_damaged_metrics_are_one_line(command: str, text: str, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_dir / "metrics.json").write_text(text, "utf-8")
+    assert "metrics.json is damaged: delete it and run again with --resume" in refusal([command, str(run_dir)], capsys)
 
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -73,6 +73,11 @@ class ModelSource:
         return model, has_head
 
     @property
+    def is_classifier(self) -> bool:
+        """Whether it was saved with a head, by its config."""
+        return _has_trained_head(self.config)
+
+    @property
     def kept_layers(self) -> tuple[int, ...]:
         """Layers of the model at `path` that are loaded."""
         return kept_layers(_config(self.path).num_hidden_layers, self.config.num_hidden_layers)

@@ -55,6 +55,9 @@ class DataOptions:
             raise DataError("Give both --train-file and --eval-file.")
         if self.train_file and self.task:
             raise DataError("Give either --task or --train-file, not both.")
+        columns = (self.text_column, self.label_column)
+        if not self.train_file and columns != (DataOptions.text_column, DataOptions.label_column):
+            raise DataError("--text-column and --label-column are for --train-file and --eval-file: leave them out.")
         if self.data_dir and not self.task:
             raise DataError(f"--data-dir {self.data_dir} needs --task beside it: say which GLUE task to read there.")
         if self.train_file and self.eval_file:
@@ -90,7 +93,7 @@ class BudgetOptions:
     budget_ratio: float | None = None
     """Budget as full-precision size divided by this."""
     count: Literal["file", "encoder"] = "file"
-    """What counts: the whole file, or only codes and scales of the encoder, as papers do."""
+    """What counts: the whole file, or only codes and scales of the encoder."""
 
     def resolve(self) -> Budget | None:
         from autoquant.core.cost import SizeBudget

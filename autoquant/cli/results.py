@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import tyro
 
 from autoquant.cli.options import DataOptions, Flat, Glue
+from autoquant.core.errors import DataError
 
 if TYPE_CHECKING:
     from autoquant.core.progress import Progress
@@ -80,7 +81,7 @@ class Export:
     def run(self, progress: Progress) -> None:
         from autoquant.deploy import export_run
 
-        export_run(self.run_dir, f"{self.format}-{self.tail}", _data_of_run(self.run_dir, self.data), progress)
+        export_run(self.run_dir, f"{self.format}-{self.tail}", _data_of_run(self.run_dir, self.data, progress), progress)
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Bench:
         from autoquant.core.progress import SilentProgress
 
         quiet = SilentProgress() if self.json else progress
-        data = _data_of_run(self.run_dir, self.data)
+        data = _data_of_run(self.run_dir, self.data, quiet)
         result = bench_run(self.run_dir, data, threads=self.threads, rounds=self.rounds, progress=quiet)
         if self.json:
             print(json.dumps(result, indent=2, sort_keys=True))
@@ -113,14 +114,21 @@ class Bench:
             show(result, progress)
 
 
-def _data_of_run(run_dir: Path, options: DataOptions) -> TaskData | None:
-    """The data of a finished run: as given, or the task that it names; None for files that are not given again."""
+def _data_of_run(run_dir: Path, options: DataOptions, progress: Progress) -> TaskData | None:
+    """The data of a finished run: as given, or as the run had it; None where that is gone, or was rows in memory."""
     import dataclasses
 
-    from autoquant.deploy import finished_run, read_metrics
+    from autoquant.deploy import finished_run
 
-    task = read_metrics(finished_run(run_dir))["task"]
-    if options.task is None and options.train_file is None:
+    run = finished_run(run_dir)
+    task, source = run.result()["task"], run.info().get("data_source")
+    if options.task is None and options.train_file is None and options.eval_file is None:
+        if source is not None and options.data_dir is None:
+            try:
+                return DataOptions.recorded(source).load()
+            except DataError as error:
+                progress.say(f"Note: the run's data is not where it was. {error}")
+                return None
         if task == "files":
             return None
         options = dataclasses.replace(options, task=task if task in get_args(Glue) else None)

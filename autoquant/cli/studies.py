@@ -42,7 +42,7 @@ class Pareto:
     points: int | None = None
     """So many budgets between the two of --budgets, evenly on a log scale."""
     count: Literal["file", "encoder"] = "file"
-    """What the budgets count: the whole file, or only codes and scales of the encoder, as papers do."""
+    """What the budgets count: the whole file, or only codes and scales of the encoder."""
     strategies: tuple[str, ...] = ("dnas", "uniform")
     """What to measure under every budget: any of --search.strategy's."""
     seeds: tuple[int, ...] = (0,)
@@ -152,7 +152,7 @@ class Compare:
     budget_ratio: tuple[str, ...] = ()
     """Budgets as full-precision size divided by these: 15,25."""
     count: Literal["file", "encoder"] = "file"
-    """What counts: the whole file, or only codes and scales of the encoder, as papers do."""
+    """What counts: the whole file, or only codes and scales of the encoder."""
     methods: tuple[str, ...] = ("uniform", "fisher", "default")
     """Strategies (with the recipe below), presets or their TOML files (with their own), or all."""
     seeds: int = 1

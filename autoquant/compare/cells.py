@@ -60,6 +60,8 @@ class Cell:
     """The teacher's metric."""
     full_precision_bytes: int
     recipe: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    space: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    """What the recipe's space was, since a file by its name may change; empty in older cells."""
     data_sha256: Mapping[str, str] = field(repr=False, default_factory=dict)
     allocation: Mapping[str, Any] = field(repr=False, default_factory=dict)
     """Bits of every matrix's sub-groups."""

@@ -28,8 +28,9 @@ from autoquant.core.files import atomic_write_text
 from autoquant.core.progress import Progress, SilentProgress, rounded
 from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe, from_mapping, load_preset
+from autoquant.core.space import load_space
 from autoquant.core.versions import device_name, versions
-from autoquant.export.manifest import manifest_allocation, read_manifest
+from autoquant.export.manifest import manifest_allocation, read_manifest, space_content
 from autoquant.machine import Machine
 from autoquant.refine import REFINERS
 from autoquant.shared import SharedParts, cell_name, drop_copies, pivot_budget, weights_sha256
@@ -153,6 +154,7 @@ class Bench:
             full_precision=metrics["metric"]["full_precision"],
             full_precision_bytes=metrics["bytes"]["full_precision"],
             recipe=dataclasses.asdict(recipe),
+            space=manifest["space"],
             data_sha256={name: manifest["hashes"][name] for name in self.data.hashes()},
             allocation=manifest_allocation(manifest).to_json(),
             versions=versions(),
@@ -312,6 +314,7 @@ def _check_alike(bench: Bench, tasks: Sequence[Task], kept: Path) -> None:
             "evaluation rows": cell.labels != labels,
             "precision": cell.precision != bench.machine.precision,
             "recipe": file in recipes and from_mapping(Recipe, cell.recipe, file.name) != recipes[file],
+            "space": file in recipes and cell.space not in ({}, space_content(load_space(recipes[file].space))),
             "training text": file in recipes and dict(cell.data_sha256) != bench.data.hashes(),
         }
         different = [name for name, differs in other.items() if differs]

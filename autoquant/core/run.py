@@ -114,6 +114,14 @@ class RunDirectory:
         """The content of run.json: settings, versions, hashes, created."""
         return self._read_json(self._run_file, {"settings", "versions", "hashes"}, "give another --run-dir")
 
+    def result(self) -> dict[str, Any]:
+        """The content of metrics.json, of a finished run. Raises RunError if it is none, CheckpointError for damage."""
+        return self._read_json(self._result_file, {"task", "metric", "bytes"}, "delete it and run again with --resume")
+
+    def other_versions(self) -> list[str]:
+        """What has another version now than when the run began, as `differences` says it."""
+        return differences(self.info()["versions"], versions())
+
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the settings of this run; every checkpoint carries it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -21,6 +22,11 @@ def _check(condition: bool, message: str) -> None:
         raise SpaceError(message)
 
 
+def _check_finite(settings: Any) -> None:
+    for name, value in vars(settings).items():
+        _check(not isinstance(value, float) or math.isfinite(value), f"{name} {value} is not a finite number.")
+
+
 @dataclass(frozen=True)
 class TeacherSettings:
     """How a bare encoder is fine-tuned into the full-precision teacher."""
@@ -33,6 +39,7 @@ class TeacherSettings:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
+        _check_finite(self)
         least = min(self.epochs, self.patience, self.batch_size)
         _check(least > 0, "Teacher epochs, patience and batch size must be at least 1.")
         _check(self.learning_rate > 0, f"Teacher learning rate {self.learning_rate} must be above 0.")
@@ -50,6 +57,7 @@ class StudentSettings:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
+        _check_finite(self)
         least = min(self.keep_every, self.steps, self.batch_size)
         _check(least > 0, "Student keep-every, steps and batch size must be at least 1.")
         _check(self.learning_rate > 0, f"Student learning rate {self.learning_rate} must be above 0.")
@@ -67,6 +75,7 @@ class DistillationSettings:
     """Cross-entropy to the labels (squared error for regression)."""
 
     def __post_init__(self) -> None:
+        _check_finite(self)
         weights = (self.logits, self.hidden, self.cross_entropy)
         _check(min(weights) >= 0 and max(weights) > 0, f"Loss weights {weights} must not be negative, and one must be above 0.")
 
@@ -159,6 +168,7 @@ class SearchSettings:
     """race: steps of recovery after which candidates are compared; never more than the recovery's own."""
 
     def __post_init__(self) -> None:
+        _check_finite(self)
         least = min(self.steps, self.batch_size, self.calibration_samples)
         _check(least > 0, "Search steps, batch size and calibration samples must be at least 1.")
         least = min(self.hessian_slices, self.hessian_samples, self.power_iterations, self.trace_vectors, self.measured_samples)
@@ -222,6 +232,7 @@ class RecoverySettings:
     """mrem-p: batches a module keeps to choose from."""
 
     def __post_init__(self) -> None:
+        _check_finite(self)
         _check(min(self.steps, self.mrem_steps) >= 0, "Recovery steps must not be negative.")
         least = min(self.batch_size, self.mrem_modules, self.mrem_samples, self.parallel_fill)
         _check(least > 0, "Recovery batch size, modules, samples and parallel fill must be at least 1.")
@@ -261,6 +272,7 @@ class Recipe:
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
 
     def __post_init__(self) -> None:
+        _check_finite(self)
         terms = (self.distillation.logits, self.distillation.cross_entropy, self.search.architecture_hidden)
         _check(max(terms) > 0, "The architecture has no loss: set distillation.logits or search.architecture_hidden above 0.")
         _check(0 <= self.encoder_bits < 32, f"encoder_bits {self.encoder_bits} are not between 0 (open) and 32 (as they are).")
@@ -300,9 +312,18 @@ def _read_preset(name_or_path: str, above: tuple[Path, ...]) -> tuple[Path, dict
         raise SpaceError(f"{path} is not TOML: {error}.") from error
     if "base" not in data:
         return path, data
-    _, base = _read_preset(str(data.pop("base")), (*above, path))
-    tables = {name: {**base.get(name, {}), **table} for name, table in data.items() if isinstance(table, dict)}
+    named = str(data.pop("base"))
+    beside = path.parent / named
+    _, base = _read_preset(str(beside) if beside.is_file() else named, (*above, path))
+    tables = {name: {**_table(base, name, path), **table} for name, table in data.items() if isinstance(table, dict)}
     return path, {**base, **data, **tables}
+
+
+def _table(base: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
+    found = base.get(name, {})
+    if not isinstance(found, Mapping):
+        raise SpaceError(f"{path}: {name} must be a table, in its base too.")
+    return found
 
 
 def from_mapping(cls: type[Any], data: Mapping[str, Any], where: str) -> Any:

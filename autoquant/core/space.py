@@ -45,7 +45,7 @@ class Rule:
     scale: str | None = None
 
     def __post_init__(self) -> None:
-        odd = [b for b in self.bits if b not in SUPPORTED_WIDTHS]
+        odd = [b for b in self.bits if type(b) is not int or b not in SUPPORTED_WIDTHS]  # true is no 1, nor is 1.0
         if odd or not any(self.bits) or len(set(self.bits)) != len(self.bits):
             known = ", ".join(map(str, SUPPORTED_WIDTHS))
             raise SpaceError(f"bits = {list(self.bits)} is not a choice of different widths from {known}, one of them above 0.")

@@ -15,7 +15,9 @@ from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import CheckpointError, RunError
 from autoquant.core.progress import Progress
 from autoquant.core.settings import Recipe
+from autoquant.core.space import load_space
 from autoquant.export import EXPORTERS
+from autoquant.export.manifest import space_content
 from autoquant.inference import load
 from autoquant.machine import Machine
 from autoquant.pareto.latency import FORMAT, TEXTS, latency_ms
@@ -40,6 +42,9 @@ class Measurer:
     def check(self) -> None:
         """Raise, before a trial is claimed, for what this machine lacks: the device, the exporter, the sweep's teacher."""
         self.machine.check()
+        name, recorded = self.settings.recipe.space, self.settings.space
+        if recorded is not None and space_content(load_space(name)) != dict(recorded):
+            raise RunError(f"The space '{name}' here is not that of the sweep: bring the file as it was when the sweep began.")
         if "latency" in self.settings.objectives:
             EXPORTERS[FORMAT].check()
         _ = self.teacher

@@ -59,7 +59,7 @@ def write_report(folder: str | Path) -> Path:
 def run_page(folder: Path) -> str:
     """The report of a finished run, from what it left on disk."""
     run = RunDirectory(folder)
-    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+    metrics = run.result()
     manifest = read_manifest(folder / "model" / "allocation.json")
     info = run.info()
     sweep = as_sweep(metrics, manifest)

@@ -24,7 +24,11 @@ from autoquant.core.errors import CheckpointError
 from autoquant.core.files import atomic_write_bytes, atomic_write_text
 from autoquant.pareto.front import Folded, fold, hypervolume, non_dominated
 
-TUNING_NOTE = "The metric is that on a fifth of the training file, which no trial saw: the evaluation file was not read."
+TUNING_NOTE = "The metric is that on a fifth of the training file, which no trial trained on: the evaluation file was not read."
+TAUGHT_NOTE = (
+    "Note: --model is fine-tuned already. If on the whole training file, it knows the fifth that trials are judged on, and they "
+    "learn from it; a bare encoder is fine-tuned on the rest alone."
+)
 BUILT = ("points", "objectives", "missing")  # fields of a sweep that are no plain JSON values
 FORMAT, VERSION = "autoquant-pareto", 2
 JSON_NAME, PARQUET_NAME = "pareto.json", "pareto.parquet"

@@ -42,6 +42,8 @@ class SweepSettings:
     trim_positions: bool
     machine: Mapping[str, Any]
     reuse_search: bool
+    space: Mapping[str, Any] | None = None
+    """What the recipe's space is, since a file by its name may change; None in older studies."""
     objectives: tuple[str, ...] = ("size", "metric")
     tune: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Recipe setting -> range, as `tuning.parse_range` reads it; empty for a plain sweep over sizes."""

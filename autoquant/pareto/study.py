@@ -42,7 +42,11 @@ def create_study(storage: str, name: str, settings: SweepSettings, resume: bool)
         known = study.user_attrs[SETTINGS]
         if settings.model is None and known["model"] == str(default_backbone()):  # as studies once kept it
             known = {**known, "model": None}
-        changed = differences(known, settings.to_json(), {"recipe": dataclasses.asdict(Recipe())})
+        mine = settings.to_json()
+        # where the data are does not matter, what they are is among the rest; older studies do not say what their space is
+        unknown = {"data_source", *(["space"] if known.get("space") is None else [])}
+        before, after = ({name: value for name, value in s.items() if name not in unknown} for s in (known, mine))
+        changed = differences(before, after, {"recipe": dataclasses.asdict(Recipe())})
         if changed:
             raise RunError(f"The sweep '{name}' has other settings ({'; '.join(changed)}): resume with the same ones.") from None
     # a sampler begins its draws anew in every process: of the seed alone, a resumed sweep would repeat those of the first

@@ -21,12 +21,14 @@ from autoquant.core.cost import MIB, SizeBudget
 from autoquant.core.errors import RunError
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.settings import Recipe, load_preset
+from autoquant.core.space import load_space
 from autoquant.export import EXPORTERS
+from autoquant.export.manifest import space_content
 from autoquant.machine import Machine
 from autoquant.pareto.latency import FORMAT
 from autoquant.pareto.measure import Measurer
 from autoquant.pareto.report import write_report
-from autoquant.pareto.results import TUNING_NOTE, Missing, Point, Sweep
+from autoquant.pareto.results import TAUGHT_NOTE, TUNING_NOTE, Missing, Point, Sweep
 from autoquant.pareto.settings import SweepSettings, make_plan, spread_budgets
 from autoquant.pareto.storage import database_errors, default_storage, storage_errors, without_password
 from autoquant.pareto.study import adopt_points, create_study
@@ -89,6 +91,7 @@ def sweep(
         trim_positions=trim_positions,
         machine=machine.identity(),
         reuse_search=reuse_search,
+        space=space_content(load_space(recipe.space)),
         tune=dict(tune or {}),
         trials=trials,
         sampler=sampler,
@@ -99,6 +102,8 @@ def sweep(
         blueprint = Blueprint.draw(path, data, variant, max_length, trim_positions)
         for size in settings.budgets:
             blueprint.check_searchable(pipeline.resolve_budget(SizeBudget(size, count), blueprint))
+    if settings.tune and blueprint.source.is_classifier:
+        progress.say(TAUGHT_NOTE)
     folder = Path(run_dir)
     storage, name = storage or default_storage(folder), study_name or folder.absolute().name
     with storage_errors(storage):

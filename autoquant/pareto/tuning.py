@@ -16,7 +16,7 @@ from autoquant.core.settings import Recipe, from_mapping
 
 FIXED = {
     "search.strategy": "give --strategies",
-    "teacher.": "all trials have one teacher: fine-tune it before, with autoquant finetune",
+    "teacher.": "all trials have one teacher: give --teacher settings for all of them",
 }
 DECIDE_SIZE = ("space", "quantizer", "activation_bits", "activations", "student")
 LOG_FROM = 8.0  # a range that spans this factor is searched on a log scale

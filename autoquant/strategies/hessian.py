@@ -62,7 +62,7 @@ def top_eigenvalue(
 
 
 def data_slices(data: Encoded, count: int, most: int, seed: int) -> list[Encoded]:
-    """`count` random slices of `data` without a text in common, of at most `most` texts each."""
+    """`count` random slices of `data`, of at most `most` texts each; with fewer texts than slices they come again."""
     size = max(1, min(most, len(data) // count))
     order = np.random.default_rng((seed, 5)).permutation(len(data))
     return [data.select(np.take(order, range(i * size, (i + 1) * size), mode="wrap")) for i in range(count)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ Row = tuple[Text, str | int | float]  # (text, label) or ((text, text), label)
 SMALLEST_TRAIN = 20  # rows; below this there is nothing to learn or hold out
 HUB_SECONDS = 5.0  # how long to wait for a sign of life
 EVALUATION_SHARE, VALIDATION_SHARE = 0.15, 0.2  # of the movie reviews, and of what remains of them
+WHOLE = re.compile(r"([+-]?\d+)\.0*")  # a whole number written with a point
 NEUTRAL = 0.5  # movie reviews whose mean score is closer to 0 than this belong to neither class
 
 
@@ -52,6 +54,8 @@ def load_files(train_file: Path, eval_file: Path, text_columns: tuple[str, ...],
     """
     if len(text_columns) not in (1, 2):
         raise DataError(f"{len(text_columns)} text columns given: name one, or two for pairs of texts.")
+    if len({*text_columns, label_column}) <= len(text_columns):
+        raise DataError(f"A column is given twice ({', '.join((*text_columns, label_column))}): texts and label need their own.")
     return _infer_task(read_table(train_file), read_table(eval_file), text_columns, label_column)
 
 
@@ -73,6 +77,8 @@ def from_rows(train: Iterable[Row], evaluation: Iterable[Row]) -> TaskData:
     """The same for rows in memory: (text, label) or ((text, text), label). Raises DataError."""
     tables = [_row_table(list(rows), source) for rows, source in ((train, "train"), (evaluation, "evaluation"))]
     names = tuple(name for name in tables[0].columns if name != "label")
+    if tables[1].columns.keys() != tables[0].columns.keys():
+        raise DataError("One of train and evaluation has pairs of texts, the other single ones: give both alike.")
     return _infer_task(tables[0], tables[1], names, "label")
 
 
@@ -237,23 +243,27 @@ def _number(value: object) -> float | None:
 
 
 def _class_name(value: object) -> str:
-    """How a class is called, so that 1, 1.0 and "1" are one class.
+    """How a class is called, so that 1, 1.0 and "1" are one class; all else is called as it is written.
 
-    >>> _class_name(1.0), _class_name(" good ")
-    ('1', 'good')
+    >>> _class_name(1.0), _class_name(" good "), _class_name("007")
+    ('1', 'good', '007')
     """
-    number = _number(value)
-    return str(int(number)) if number is not None and number.is_integer() else str(value).strip()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    text = str(value).strip()
+    whole = WHOLE.fullmatch(text)
+    return whole[1] if whole else text
 
 
 def _class_names(table: Table, name: str) -> tuple[str, ...] | None:
     """The sorted classes of a label column, or None if the labels are numbers that are not all whole."""
     values = _labels(table, name)
     numbers = [_number(value) for value in values]
-    if None in numbers:
+    known = [number for number in numbers if number is not None]
+    if len(known) < len(values):
         return tuple(sorted({_class_name(value) for value in values}))
-    if all(number.is_integer() for number in numbers if number is not None):
-        return tuple(sorted({_class_name(value) for value in values}, key=int))
+    if all(number.is_integer() for number in known):
+        return tuple(sorted({_class_name(value) for value in values}, key=lambda name: (float(name), name)))
     return None
 
 

@@ -263,6 +263,19 @@ def test_cells_of_another_recipe_are_not_taken_over(
     assert "was made with another recipe: move it elsewhere" in said
 
 
+def test_cells_of_another_space_by_its_name_are_not_taken_over(
+    finished: Path, reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Older cells, which do not say what it was, are."""
+    (tmp_path / "run" / "results").mkdir(parents=True)
+    old = next((finished / "results").glob("*uniform-0.018*seed0.json"))
+    cell = json.loads(old.read_text("utf-8"))
+    cell["space"]["rules"]["query"]["groups"] = 7
+    (tmp_path / "run" / "results" / old.name).write_text(json.dumps(cell), "utf-8")
+    said = refusal(arguments(reference, tmp_path / "run", "--methods", "uniform"), capsys)
+    assert "was made with another space: move it elsewhere" in said
+
+
 @pytest.mark.parametrize(
     ("key", "value", "what"),
     [("teacher_hash", "0" * 64, "teacher"), ("precision", "bf16", "precision"), ("labels", [0], "evaluation rows")],

@@ -103,6 +103,17 @@ def test_a_preset_says_what_differs_from_its_base(tmp_path: Path) -> None:
     assert recipe.recovery == load_preset("quick").recovery
 
 
+def test_a_base_lies_beside_the_preset(tmp_path: Path) -> None:
+    (tmp_path / "family.toml").write_text('space = "rows"', "utf-8")
+    assert load_preset(preset(tmp_path, 'base = "family.toml"\n[search]\nsteps = 9\n')).space == "rows"
+
+
+def test_a_table_that_its_base_has_as_a_number(tmp_path: Path) -> None:
+    (tmp_path / "family.toml").write_text("search = 3", "utf-8")
+    with pytest.raises(SpaceError, match=r"mine\.toml: search must be a table, in its base too"):
+        load_preset(preset(tmp_path, 'base = "family.toml"\n[search]\nsteps = 9\n'))
+
+
 def test_a_preset_cannot_be_its_own_base(tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match=r"mine\.toml: its base is itself"):
         load_preset(preset(tmp_path, f'base = "{tmp_path / "mine.toml"}"'))
@@ -147,6 +158,9 @@ def test_an_architecture_without_a_loss_is_refused() -> None:
         (SearchSettings, {"size_tolerance": 0.0}, "size tolerance 0.0 must lie between 0 and 1"),
         (SearchSettings, {"unrolled": -0.1}, "unrolled -0.1 must not be negative"),
         (SearchSettings, {"scale_learning_rate": -0.1}, "Scale learning rate -0.1 must not be negative"),
+        (SearchSettings, {"architecture_learning_rate": float("nan")}, "architecture_learning_rate nan is not a finite number"),
+        (RecoverySettings, {"learning_rate": float("inf")}, "learning_rate inf is not a finite number"),
+        (DistillationSettings, {"hidden": float("nan")}, "hidden nan is not a finite number"),
         (RecoverySettings, {"scale_learning_rate": -0.1}, "Scale learning rate -0.1 must not be negative"),
     ],
 )

@@ -39,6 +39,8 @@ def test_a_kind_overrides_the_default() -> None:
         ({"default": {**DEFAULT, "bits": [2, 5]}}, r"bits = \[2, 5\]"),
         ({"default": {**DEFAULT, "bits": [2, 2]}}, r"bits = \[2, 2\]"),
         ({"default": {**DEFAULT, "bits": [0]}}, r"bits = \[0\]"),
+        ({"default": {**DEFAULT, "bits": [True, 2]}}, r"bits = \[True, 2\]"),
+        ({"default": {**DEFAULT, "bits": [2.0, 4]}}, r"bits = \[2\.0, 4\]"),
         ({"default": {**DEFAULT, "bits": []}}, r"bits = \[\]"),
         ({"default": {**DEFAULT, "groups": 0}}, "groups = 0"),
         ({"default": {**DEFAULT, "groups": True}}, "groups = True"),

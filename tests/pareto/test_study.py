@@ -72,6 +72,20 @@ def test_a_resumed_sampler_does_not_draw_the_same_again(tmp_path: Path) -> None:
     assert len(set(rates)) == 3
 
 
+def test_a_space_that_was_edited_is_another(tmp_path: Path) -> None:
+    """Where the data are is not asked; nor what the space of a study is that does not say so."""
+    storage, space = f"sqlite:///{tmp_path / 'study.db'}", {"name": "mine", "rules": {"query": {"bits": [2, 4]}}}
+    settings = dataclasses.replace(settings_of(), space=space, data_source={"data_dir": "here"})
+    studies.create_study(storage, "one", settings, resume=False)
+    studies.create_study(storage, "one", dataclasses.replace(settings, data_source={"data_dir": "./here"}), resume=True)
+    edited = dataclasses.replace(settings, space={"name": "mine", "rules": {"query": {"bits": [0, 2, 4]}}})
+    with pytest.raises(RunError, match=r"space\.rules\.query\.bits: was \[2, 4\], now \[0, 2, 4\]"):
+        studies.create_study(storage, "one", edited, resume=True)
+    older = {name: value for name, value in settings.to_json().items() if name != "space"}
+    optuna.load_study(study_name="one", storage=open_storage(storage)).set_user_attr("autoquant", older)
+    studies.create_study(storage, "one", edited, resume=True)
+
+
 def test_the_embedded_model_is_each_machine_s_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(studies, "default_backbone", lambda: Path("/first/cache/model"))
     settings = settings_of()

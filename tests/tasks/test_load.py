@@ -165,6 +165,19 @@ def test_whole_numbers_are_classes_in_numeric_order(tmp_path: Path) -> None:
     assert data.evaluation.labels.tolist() == [2, 0]
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([10**17 + 1, 10**17 + 2, 5], ("5", str(10**17 + 1), str(10**17 + 2))),  # floats do not tell the first two apart
+        (["007", "7.0", "+7"], ("+7", "007", "7")),
+        (["1e5", "12E4", "3"], ("3", "1e5", "12E4")),
+    ],
+)
+def test_classes_are_called_as_they_are_written(tmp_path: Path, labels: list[object], names: tuple[str, ...]) -> None:
+    train = write_csv(tmp_path / "train.csv", texts(), labels * 8)
+    assert load_files(train, train, ("text",), "label").label_names == names
+
+
 def test_fractions_are_a_regression(tmp_path: Path) -> None:
     train = write_csv(tmp_path / "train.csv", texts(), [1, 2.5, -3] * 8, other=texts())
     data = load_files(train, train, ("text", "other"), "label")
@@ -255,6 +268,20 @@ def test_further_texts_need_no_labels(tmp_path: Path) -> None:
     (tmp_path / "more.csv").write_text("body\nx\n", "utf-8")
     with pytest.raises(DataError, match=r"more\.csv has no column 'text'; its columns are body"):
         with_texts(data, tmp_path / "more.csv")
+
+
+def test_columns_that_stand_for_two_things(tmp_path: Path) -> None:
+    train = write_csv(tmp_path / "train.csv", texts(), ["a", "b"] * 12)
+    for columns, label in ((("label",), "label"), (("text", "text"), "label")):
+        with pytest.raises(DataError, match="A column is given twice"):
+            load_files(train, train, columns, label)
+
+
+def test_pairs_in_one_part_alone() -> None:
+    single, pairs = [(text, index % 2) for index, text in enumerate(texts())], [((text, "b"), 0) for text in texts()]
+    for train, evaluation in ((single, pairs), (pairs, single)):
+        with pytest.raises(DataError, match="One of train and evaluation has pairs of texts"):
+            from_rows(train, evaluation)
 
 
 def test_more_than_two_texts_in_a_row() -> None:
