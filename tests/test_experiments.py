@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -363,6 +364,8 @@ def test_every_table_has_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the two pages together: a table that nobody shows is refused, and so is one that is shown twice."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     tables = module("tables", monkeypatch)
+    shown = re.findall(r"<!-- table: ([a-z-]+) -->", "".join(page.read_text("utf-8") for page in tables.PAGES))
+    assert sorted(shown) == sorted(tables.TABLES)
     empty = "before\n<!-- table: papers -->\nold\n<!-- /table -->\nafter"
     assert tables.put({"a": "nothing", "b": empty}, "papers", "| new |")["b"] == empty.replace("old", "| new |")
     for pages in ({"a": "nothing"}, {"a": empty, "b": empty}):

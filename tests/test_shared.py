@@ -54,6 +54,12 @@ def test_one_teacher_and_one_search_for_all(parts: SharedParts) -> None:
     assert parts.prepared(RECIPE, SizeBudget(18_000), 0).peaks_mib["search-dnas"] > 1
 
 
+def test_what_decides_a_calibration_names_its_folder(parts: SharedParts) -> None:
+    others = [{"trim_positions": True}, {"max_length": 16}, {"data": parts.data.for_tuning()}]
+    keys = {dataclasses.replace(parts, **change)._key(RECIPE, 0) for change in ({}, *others)}
+    assert len(keys) == 1 + len(others)
+
+
 def test_a_model_with_a_head_in_several_files_is_kept_in_one(
     parts: SharedParts, tiny_classifier: BertForSequenceClassification, tmp_path: Path
 ) -> None:

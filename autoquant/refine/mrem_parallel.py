@@ -127,8 +127,8 @@ class Worker:
     done: int = 0
     finished: bool = False
     failure: str | None = None
-    advised: bool = False
-    """Whether the failure says itself what to do."""
+    kind: str = ""
+    """Of the failure: `lost` (a neighbour ended), `advice` (it says itself what to do), or `failure`."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def _listen(problem: RefineProblem, workers: list[Worker], bar: Bar) -> None:
                 elif kind == "done":
                     worker.finished = True
                 else:
-                    worker.failure, worker.advised = value, kind == "advice"
+                    worker.failure, worker.kind = value, kind
         except EOFError:
             events.close()
 
@@ -285,11 +285,11 @@ def _end(problem: RefineProblem, workers: list[Worker], stop: Event, bar: Bar) -
 def _describe(failed: Sequence[Worker], world: int, problem: RefineProblem) -> str:
     """What went wrong first: a process that was killed or found something wrong, not one that only lost its neighbour."""
     killed = [w for w in failed if (w.process.exitcode or 0) < 0]
-    said = [w for w in failed if w.failure and "is lost" not in w.failure]
+    said = [w for w in failed if w.failure and w.kind != "lost"]
     worker = [*killed, *said, *failed][0]
     code = worker.process.exitcode
     reason = f"signal {-(code or 0)}" if killed else worker.failure or f"exit code {code}"
-    advice = "" if worker.advised and not killed else " What was done is saved: run the same command with --resume."
+    advice = "" if worker.kind == "advice" and not killed else " What was done is saved: run the same command with --resume."
     return (
         f"The process of module {worker.rank + 1} of {world} ended at step {worker.done} of {problem.settings.mrem_steps}: "
         f"{reason.rstrip('.')}.{advice}"
@@ -315,7 +315,7 @@ def work(job_bytes: bytes, events: Connection, stop: Event) -> None:
             _deliver(job, losses)
             events.send(("done", None))
     except AutoquantError as error:
-        events.send(("failure" if isinstance(error, LostNeighbourError) else "advice", str(error)))
+        events.send(("lost" if isinstance(error, LostNeighbourError) else "advice", str(error)))
         code = 1
     except Exception as error:  # whatever it is, the watcher says it in one line
         events.send(("failure", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))

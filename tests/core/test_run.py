@@ -37,6 +37,14 @@ with RunDirectory.open({str(path)!r}, {SETTINGS!r}, resume=True) as run:
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **kwargs)
 
 
+def test_a_run_says_what_has_another_version_now(run):
+    assert run.other_versions() == []
+    info = run.info()
+    run.write_json("run.json", {**info, "versions": {**info["versions"], "torch": "1.0"}})
+    (changed,) = run.other_versions()
+    assert changed.startswith('torch: was "1.0", now ')
+
+
 # Opening
 
 

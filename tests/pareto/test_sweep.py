@@ -152,6 +152,19 @@ def test_fresh_searches_are_the_option(reference: Reference, tmp_path: Path) -> 
         assert any('"search-dnas"' in line for line in log_of(tmp_path / "run" / "trials" / cell))
 
 
+def test_a_model_that_may_know_what_trials_are_judged_on_is_pointed_out(
+    reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("autoquant.pareto.sweep.run_worker", lambda *_: None)
+    options = arguments(reference, tmp_path / "run", "--tune", "recovery.learning-rate=1e-4:1e-2", "--trials", "3")
+    options += ["--strategies", "dnas", "--resume"]
+    for model, known in ((reference.run_dir / "teacher", True), (reference.model, False)):
+        options[options.index("--model") + 1] = str(model)
+        options += ["--study", model.name]
+        cli.main(options)
+        assert ("Note: --model is fine-tuned already" in capsys.readouterr().out) == known
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
 def test_settings_are_tuned_without_the_evaluation_file(sampler: str, reference: Reference, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
