@@ -10,8 +10,8 @@ import numpy as np
 
 from autoquant.backbones.load import ModelSource, open_model
 from autoquant.core.allocation import BitAllocation
-from autoquant.core.cost import ByteModel, ChoiceTable, SizeBudget, TensorEntry, check_budget, choice_table, header_json
-from autoquant.core.errors import DataError, ModelError, SpaceError
+from autoquant.core.cost import MIB, ByteModel, ChoiceTable, SizeBudget, TensorEntry, check_budget, choice_table, header_json
+from autoquant.core.errors import BudgetError, DataError, ModelError, SpaceError
 from autoquant.core.settings import Recipe, StudentSettings
 from autoquant.core.space import SearchSpace, load_space
 from autoquant.core.subgroup import Partition
@@ -98,8 +98,14 @@ class Blueprint:
             )
 
     def check_searchable(self, budget: SizeBudget) -> None:
-        """Raise BudgetError if the budget cannot be met, SpaceError if the recovery needs what a search may remove."""
-        self.table(budget)
+        """Raise BudgetError if the budget cannot be met or leaves nothing to choose, SpaceError if the recovery needs what a search
+        may remove."""
+        largest = self.table(budget).largest()
+        if budget.bytes > largest:
+            raise BudgetError(
+                f"Budget {budget.bytes / MIB:.2f} MiB is above the largest allocation, {largest / MIB:.2f} MiB, the widest bits "
+                "everywhere: nothing to search; lower the budget, or allow more bits in the search space (--space)."
+            )
         recovery, space = self.recipe.recovery, self.space
         if recovery.training == "ternarybert" and recovery.steps and space.heads:
             raise SpaceError(

@@ -81,6 +81,14 @@ def test_budgets_that_cannot_be_are_refused(tiny_classifier_dir: Path, data: Tas
             blueprint.table(SizeBudget(size))
 
 
+def test_a_budget_above_the_widest_bits_leaves_nothing_to_search(tiny_classifier_dir: Path, data: TaskData) -> None:
+    blueprint = Blueprint.draw(str(tiny_classifier_dir), data, RECIPE, 32, trim_positions=False)
+    largest = blueprint.table(SizeBudget(30_000)).largest()
+    blueprint.check_searchable(SizeBudget(largest))
+    with pytest.raises(BudgetError, match="above the largest allocation"):
+        blueprint.check_searchable(SizeBudget(largest + 1))
+
+
 def test_a_given_space_counts_and_not_the_recipes(tiny_classifier_dir: Path, data: TaskData) -> None:
     space = dataclasses.replace(load_space("layer"), scale="subgroup")
     blueprint = Blueprint.draw(str(tiny_classifier_dir), data, RECIPE, 32, trim_positions=False, space=space)

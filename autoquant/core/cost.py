@@ -386,12 +386,6 @@ def check_budget(budget: SizeBudget, table: ChoiceTable, full_bytes: int, model:
             f"Budget {budget.bytes / MIB:.2f} MiB is below the smallest allocation{whole}, {table.smallest() / MIB:.2f} MiB "
             f"({filling}): raise the budget, or allow fewer bits in the search space (--space), or --trim-positions."
         )
-    largest = table.largest()
-    if largest < budget.bytes < full_bytes:
-        raise BudgetError(
-            f"Budget {budget.bytes / MIB:.2f} MiB is above the largest allocation, {largest / MIB:.2f} MiB, the widest bits "
-            f"everywhere: nothing to search; lower the budget, or allow more bits in the search space (--space)."
-        )
     if budget.bytes >= full_bytes:
         raise BudgetError(
             f"Budget {budget.bytes / MIB:.2f} MiB is not below full precision, {full_bytes / MIB:.2f} MiB: nothing to search."

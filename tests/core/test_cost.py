@@ -187,7 +187,4 @@ def test_budgets_out_of_reach_say_what_fills_them() -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(BudgetError, match="not below full precision"):
         check_budget(SizeBudget(10_000), table, 10_000, model())
-    with pytest.raises(BudgetError, match="above the largest allocation"):
-        check_budget(SizeBudget(table.largest() + 1), table, 10_000, model())
-    for size in (table.smallest(), table.largest()):
-        check_budget(SizeBudget(size), table, 10_000, model())
+    check_budget(SizeBudget(table.smallest()), table, 10_000, model())
