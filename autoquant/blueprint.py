@@ -98,8 +98,8 @@ class Blueprint:
             )
 
     def check_searchable(self, budget: SizeBudget) -> None:
-        """Raise BudgetError if the budget cannot be met or leaves nothing to choose, SpaceError if the recovery needs what a search
-        may remove."""
+        """Raise BudgetError if the budget cannot be met or leaves nothing to choose, SpaceError if the recovery needs what a
+        search may remove."""
         largest = self.table(budget).largest()
         if budget.bytes > largest:
             raise BudgetError(
