@@ -320,11 +320,11 @@ def teacher_logits(options: Options, shared: Workspace, scored: Encoded) -> np.n
     return found
 
 
-# Does the supernet's loss say which allocation is better? -------------------------------------------------------------
+# What says before recovery which allocation is better? -----------------------------------------------------------------
 
 
 def rank(options: Options, data: TaskData, teacher: Path, names: Sequence[str], ratio: float, seed: int) -> None:
-    """Random allocations of one size: the searched supernet's held-out loss, and the metric after recovery, a cell each."""
+    """Random allocations of one size: what is known of them before recovery, and what comes out of it, a cell each."""
     todo = [name for name in names if not cell_file(options, name, ratio, seed).exists()]
     if not todo:
         return

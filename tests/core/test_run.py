@@ -37,14 +37,6 @@ with RunDirectory.open({str(path)!r}, {SETTINGS!r}, resume=True) as run:
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **kwargs)
 
 
-def test_a_run_says_what_has_another_version_now(run):
-    assert run.other_versions() == []
-    info = run.info()
-    run.write_json("run.json", {**info, "versions": {**info["versions"], "torch": "1.0"}})
-    (changed,) = run.other_versions()
-    assert changed.startswith('torch: was "1.0", now ')
-
-
 # Opening
 
 
@@ -55,6 +47,14 @@ def test_a_new_run_records_settings_and_versions(run):
     assert info["versions"]["torch"] == torch.__version__
     assert info["hashes"] == {}
     assert "created" in info
+
+
+def test_a_run_says_what_has_another_version_now(run):
+    assert run.other_versions() == []
+    info = run.info()
+    run.write_json("run.json", {**info, "versions": {**info["versions"], "torch": "1.0"}})
+    (changed,) = run.other_versions()
+    assert changed.startswith('torch: was "1.0", now ')
 
 
 def test_settings_may_hold_paths_and_numpy_scalars(tmp_path):
