@@ -30,8 +30,8 @@ from autoquant.export.manifest import (
     space_content,
 )
 from autoquant.machine import Machine
-from autoquant.pareto.report import write_report
-from autoquant.report import differences, show, summarise, write_allocation
+from autoquant.outcome import differences, show, summarise, write_allocation
+from autoquant.reports.page import write_report
 from autoquant.strategies import SearchResult, check_strategies
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import Row, Text, from_rows, load_default, with_texts

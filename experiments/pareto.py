@@ -20,9 +20,9 @@ from pinned import PINNED
 from autoquant.core.progress import TerminalProgress
 from autoquant.core.settings import load_preset
 from autoquant.machine import Machine
-from autoquant.pareto import plots
-from autoquant.pareto.results import Sweep
 from autoquant.pareto.sweep import sweep
+from autoquant.reports import plots
+from autoquant.reports.results import Sweep
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -11,6 +11,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
+from autoquant.reports.results import Sweep
+from sweeps import small_sweep
+
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background is born with Ctrl-C ignored
 
@@ -91,3 +94,9 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, part in (("train.tsv", rows[:TRAIN_ROWS]), ("dev.tsv", rows[TRAIN_ROWS:])):
         (task / name).write_text("\n".join(["sentence\tlabel", *part]) + "\n", "utf-8")
     return root
+
+
+@pytest.fixture
+def sweep() -> Sweep:
+    """A sweep made of plain values."""
+    return small_sweep()

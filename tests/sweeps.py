@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from autoquant.pareto.results import Point, Sweep
+from autoquant.reports.results import Point, Sweep
 
 
 def manifest(*bits: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from autoquant.pareto.report import as_sweep
+from autoquant.reports.page import as_sweep
 from runs import Reference, reference
 
 __all__ = ["reference"]

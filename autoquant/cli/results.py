@@ -58,7 +58,7 @@ class Report:
     """A run directory or a sweep's."""
 
     def run(self, progress: Progress) -> None:
-        from autoquant.pareto.report import write_report
+        from autoquant.reports.page import write_report
 
         progress.say(f"Wrote {write_report(self.folder)}")
 

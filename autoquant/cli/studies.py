@@ -212,8 +212,8 @@ class Select:
     """An empty folder for the point; without it, it is only named."""
 
     def run(self, progress: Progress) -> None:
-        from autoquant.pareto.results import Sweep
         from autoquant.pareto.select import chosen_point, export, rebuild_command, select, shipped_seed
+        from autoquant.reports.results import Sweep
 
         sweep = Sweep.read(self.sweep)
         configuration = select(sweep, self.max_mib, self.min_metric)

@@ -1,1 +1,1 @@
-"""Which sizes buy which accuracy? Sweeps over budgets, the front of what they found, pictures and reports of it."""
+"""Which sizes buy which accuracy? Sweeps over budgets, and taking a point of their fronts."""

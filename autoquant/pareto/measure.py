@@ -21,9 +21,9 @@ from autoquant.export.manifest import space_content
 from autoquant.inference import load
 from autoquant.machine import Machine
 from autoquant.pareto.latency import FORMAT, TEXTS, latency_ms
-from autoquant.pareto.results import Point
 from autoquant.pareto.settings import SweepSettings
 from autoquant.pareto.tuning import apply_settings
+from autoquant.reports.results import Point
 from autoquant.shared import SharedParts, pivot_budget, weights_sha256
 from autoquant.tasks.data import TaskData
 from autoquant.training.batches import encode

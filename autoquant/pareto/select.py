@@ -10,8 +10,8 @@ from autoquant.core.cost import MIB
 from autoquant.core.errors import BudgetError, RunError
 from autoquant.core.files import disk_errors
 from autoquant.export.manifest import write_manifest
-from autoquant.pareto.command import data_options
-from autoquant.pareto.results import Configuration, Point, Sweep
+from autoquant.reports.command import data_options
+from autoquant.reports.results import Configuration, Point, Sweep
 
 
 def select(sweep: Sweep, max_mib: float | None = None, min_metric: float | None = None) -> Configuration:

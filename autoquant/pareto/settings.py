@@ -16,9 +16,9 @@ from optuna.trial import Trial
 from autoquant.core.cost import MIB, mib_text
 from autoquant.core.errors import BudgetError, RunError, SpaceError
 from autoquant.core.settings import Recipe, from_mapping
-from autoquant.pareto.command import common_options, data_options, mib_number
 from autoquant.pareto.trials import Plan
 from autoquant.pareto.tuning import SAMPLERS, Range, check_tunable, parse_range, suggest
+from autoquant.reports.command import common_options, data_options, mib_number
 from autoquant.shared import cell_name
 from autoquant.strategies import check_strategies
 

@@ -17,11 +17,11 @@ from autoquant.core.run import differences
 from autoquant.core.settings import Recipe
 from autoquant.core.space import load_space
 from autoquant.export.manifest import space_content
-from autoquant.pareto.results import OBJECTIVES, Point, Sweep
 from autoquant.pareto.settings import SweepSettings, make_plan
 from autoquant.pareto.storage import open_storage
 from autoquant.pareto.trials import by_cell
 from autoquant.pareto.tuning import SAMPLERS
+from autoquant.reports.results import OBJECTIVES, Point, Sweep
 
 SETTINGS = "autoquant"  # the study's attribute
 

@@ -27,13 +27,13 @@ from autoquant.export.manifest import space_content
 from autoquant.machine import Machine
 from autoquant.pareto.latency import FORMAT
 from autoquant.pareto.measure import Measurer
-from autoquant.pareto.report import write_report
-from autoquant.pareto.results import TAUGHT_NOTE, TUNING_NOTE, Missing, Point, Sweep
 from autoquant.pareto.settings import SweepSettings, make_plan, spread_budgets
 from autoquant.pareto.storage import database_errors, default_storage, storage_errors, without_password
 from autoquant.pareto.study import adopt_points, create_study
 from autoquant.pareto.trials import PATIENCE, Counts, by_cell, check_patience, count, enqueue_missing, is_lost, owner, work
 from autoquant.pareto.tuning import size_variants
+from autoquant.reports.page import write_report
+from autoquant.reports.results import TAUGHT_NOTE, TUNING_NOTE, Missing, Point, Sweep
 from autoquant.shared import drop_copies
 from autoquant.tasks.data import TaskData
 

@@ -10,13 +10,13 @@ import optuna
 
 from autoquant.core.errors import RunError
 from autoquant.core.progress import Progress, SilentProgress
-from autoquant.pareto.results import Sweep
 from autoquant.pareto.settings import SweepSettings
 from autoquant.pareto.storage import database_errors, open_storage, storage_errors, without_password
 from autoquant.pareto.study import SETTINGS, make_sampler
 from autoquant.pareto.sweep import run_worker
 from autoquant.pareto.trials import PATIENCE, check_patience
 from autoquant.pipeline import resolve_inputs
+from autoquant.reports.results import Sweep
 from autoquant.tasks.data import TaskData
 
 

@@ -10,8 +10,8 @@ import pytest
 from autoquant import cli
 from autoquant.cli.options import DataOptions
 from autoquant.core.errors import BudgetError, RunError
-from autoquant.pareto.results import Missing, Sweep
 from autoquant.pareto.select import chosen_point, export, rebuild_command, select
+from autoquant.reports.results import Missing, Sweep
 
 TINY = 2**-20  # the sweep's bytes, as MiB
 

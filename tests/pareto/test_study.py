@@ -10,10 +10,10 @@ import pytest
 from autoquant.core.errors import RunError
 from autoquant.core.settings import SearchSettings
 from autoquant.pareto import study as studies
-from autoquant.pareto.results import Sweep
 from autoquant.pareto.settings import SweepSettings, make_plan
 from autoquant.pareto.storage import open_storage
 from autoquant.pareto.trials import claim
+from autoquant.reports.results import Sweep
 from runs import reference
 from sweeps import manifest
 from whole_sweeps import finished, settings_of, sqlite

@@ -14,10 +14,10 @@ from autoquant.cli.options import numbers
 from autoquant.core.errors import RunError
 from autoquant.core.files import file_sha256
 from autoquant.pareto import study as studies
-from autoquant.pareto.results import Missing, Point, Sweep
 from autoquant.pareto.settings import make_plan, spread_budgets
 from autoquant.pareto.sweep import collect, sweep
 from autoquant.pareto.trials import claim, enqueue_missing
+from autoquant.reports.results import Missing, Point, Sweep
 from autoquant.shared import pivot_budget
 from runs import FEWEST, MACHINE, Reference, log_of, metrics_of, reference, refusal, task
 from whole_sweeps import CELLS, arguments, finished, settings_of, sqlite, trials_of

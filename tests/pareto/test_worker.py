@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 
 from autoquant import cli
 from autoquant.pareto import trials
-from autoquant.pareto.results import Sweep
 from autoquant.pareto.trials import by_cell
+from autoquant.reports.results import Sweep
 from runs import Reference, log_of, reference, refusal, start, wait_for
 from whole_sweeps import CELLS, arguments, finished, sqlite, trials_of
 

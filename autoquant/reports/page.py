@@ -21,9 +21,9 @@ from autoquant.core.files import atomic_write_text
 from autoquant.core.progress import duration
 from autoquant.core.run import RunDirectory
 from autoquant.export.manifest import read_manifest
-from autoquant.pareto import plots
-from autoquant.pareto.command import run_command
-from autoquant.pareto.results import JSON_NAME, TUNING_NOTE, Configuration, Point, Sweep
+from autoquant.reports import plots
+from autoquant.reports.command import run_command
+from autoquant.reports.results import JSON_NAME, TUNING_NOTE, Configuration, Point, Sweep
 
 NAME = "report.html"
 TEMPLATE = Path(__file__).with_name("report.template.html")

@@ -9,8 +9,8 @@ from playwright.sync_api import Browser, Page
 
 from autoquant import cli
 from autoquant.core.errors import RunError
-from autoquant.pareto.report import write_report
-from autoquant.pareto.results import Sweep
+from autoquant.reports.page import write_report
+from autoquant.reports.results import Sweep
 from runs import Reference, reference
 
 __all__ = ["reference"]

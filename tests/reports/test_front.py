@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autoquant.pareto.front import fold, hypervolume, non_dominated
+from autoquant.reports.front import fold, hypervolume, non_dominated
 
 SIZE_AND_METRIC = (False, True)  # MiB down, accuracy up
 NAN = math.nan

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from autoquant.pareto import plots
-from autoquant.pareto.results import Sweep
 from autoquant.refine import REFINERS
+from autoquant.reports import plots
+from autoquant.reports.results import Sweep
 from sweeps import manifest
 
 

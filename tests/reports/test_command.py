@@ -11,7 +11,7 @@ from autoquant import cli
 from autoquant.cli.options import BudgetOptions, DataOptions
 from autoquant.core.cost import SizeBudget
 from autoquant.core.settings import Recipe, available_presets, load_preset
-from autoquant.pareto.command import data_options, mib_number, recipe_options, run_command
+from autoquant.reports.command import data_options, mib_number, recipe_options, run_command
 from runs import Reference, reference
 
 __all__ = ["reference"]

@@ -8,9 +8,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from autoquant.core.cost import MIB
-from autoquant.pareto.plots.allocations import mean_bits
-from autoquant.pareto.plots.look import ENCODER_KINDS, styled, words
-from autoquant.pareto.results import Configuration, Sweep
+from autoquant.reports.plots.allocations import mean_bits
+from autoquant.reports.plots.look import ENCODER_KINDS, styled, words
+from autoquant.reports.results import Configuration, Sweep
 
 COLOURS = {"dnas": "#1b5fc1", "uniform": "#e07b00", "random": "#8a8a8a", "fisher": "#2a9d5c", "reversed": "#8e44ad"}
 OTHER_COLOURS = ("#c2185b", "#00838f", "#6d4c41", "#5c6bc0")

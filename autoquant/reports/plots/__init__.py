@@ -1,6 +1,6 @@
 """What does it look like? Plotly figures of sweeps, allocations and training logs; report and notebooks are made of these."""
 
-from autoquant.pareto.plots.allocations import (
+from autoquant.reports.plots.allocations import (
     bucket_bits,
     bucketed,
     byte_breakdown,
@@ -11,8 +11,8 @@ from autoquant.pareto.plots.allocations import (
     sensitivity,
     width_shares,
 )
-from autoquant.pareto.plots.sweeps import bits_by_budget, front, label_of
-from autoquant.pareto.plots.training import training_curves
+from autoquant.reports.plots.sweeps import bits_by_budget, front, label_of
+from autoquant.reports.plots.training import training_curves
 
 __all__ = [
     "bits_by_budget",

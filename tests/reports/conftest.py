@@ -1,4 +1,4 @@
-"""A real browser, and sweeps made of plain values."""
+"""A real browser."""
 
 import os
 import shutil
@@ -6,9 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
-
-from autoquant.pareto.results import Sweep
-from sweeps import small_sweep
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -25,8 +22,3 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=QUIET)
         yield browser
         browser.close()
-
-
-@pytest.fixture
-def sweep() -> Sweep:
-    return small_sweep()

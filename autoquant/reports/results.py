@@ -22,7 +22,7 @@ import pandas as pd
 from autoquant.core.cost import MIB
 from autoquant.core.errors import CheckpointError
 from autoquant.core.files import atomic_write_bytes, atomic_write_text
-from autoquant.pareto.front import Folded, fold, hypervolume, non_dominated
+from autoquant.reports.front import Folded, fold, hypervolume, non_dominated
 
 TUNING_NOTE = "The metric is that on a fifth of the training file, which no trial trained on: the evaluation file was not read."
 TAUGHT_NOTE = (

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from autoquant.core.errors import CheckpointError
-from autoquant.pareto.results import Missing, Point, Sweep
+from autoquant.reports.results import Missing, Point, Sweep
 
 
 def test_configurations_are_folded_and_judged_by_their_means(sweep: Sweep) -> None:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from autoquant.core.cost import MIB
-from autoquant.pareto.plots.look import styled
+from autoquant.reports.plots.look import styled
 
 LogLine = Mapping[str, Any]
 MOST_POINTS = 600  # a trace; more than a screen has columns for

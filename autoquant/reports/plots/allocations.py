@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from autoquant.core.cost import MIB
-from autoquant.pareto.plots.look import ENCODER_KINDS, styled, words
+from autoquant.reports.plots.look import ENCODER_KINDS, styled, words
 
 Manifest = Mapping[str, Any]
 UNIT_KINDS = {"head": ("query", "key", "value", "attention_output"), "ffn": ("ffn_in", "ffn_out")}
