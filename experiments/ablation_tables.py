@@ -23,6 +23,7 @@ from autoquant.tasks.metrics import answers, score
 RESULTS = Path(__file__).parent / "results" / "ablation"
 CHANGES = {
     "groups": (
+        ("dnas", "groups-1"),
         ("dnas", "groups-128"),
         ("dnas", "groups-rows"),
         ("search", "search-groups-128"),
