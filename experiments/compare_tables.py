@@ -10,7 +10,7 @@ from autoquant.compare.table import NOTE, markdown, own_table, points, title, wi
 from autoquant.core.cost import mib_text
 from compare import CELLS, MATCHED, RATIOS, RESULTS, TASKS, planned
 
-PEERS = RESULTS / "peers"
+PEERS, DEFAULT = RESULTS / "peers", RESULTS / "default" / CELLS.name
 NO_CELLS = "No cells yet: run `python experiments/compare.py --data-dir glue`."
 
 
@@ -19,9 +19,12 @@ def methods_table() -> str:
     cells = read_cells(CELLS)
     if not cells:
         return NO_CELLS
-    own = _by_task(cells)
-    parts = [f"**{title(cells)}**\n\n{markdown(*wide_table(cells))}" for cells in own]
-    return "\n\n".join([*parts, f"{NOTE} {_missing(cells)}"])
+    return f"{_under_budgets(cells)}\n\n{NOTE} {_missing(cells)}"
+
+
+def default_table() -> str:
+    """The default recipe beside uniform bits, under a teacher of their own."""
+    return _under_budgets(read_cells(DEFAULT)) or NO_CELLS
 
 
 def recipes_table() -> str:
@@ -32,6 +35,10 @@ def recipes_table() -> str:
         beside = [cell for cell in matched if cell.task == own[0].task]
         parts.append(f"**{title(own)}**\n\n{markdown(*own_table(own, beside))}")
     return "\n\n".join(parts) or NO_CELLS
+
+
+def _under_budgets(cells: Sequence[Cell]) -> str:
+    return "\n\n".join(f"**{title(own)}**\n\n{markdown(*wide_table(own))}" for own in _by_task(cells))
 
 
 def _by_task(cells: Sequence[Cell]) -> list[list[Cell]]:
