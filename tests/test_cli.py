@@ -66,6 +66,15 @@ def test_the_console_command_exists() -> None:
     assert done.stdout.startswith("usage: autoquant")
 
 
+def test_help_into_a_reader_that_leaves() -> None:
+    """As `autoquant --help | head -1` does, once head is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "autoquant.cli", "--help"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_no_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         cli.main([])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -54,7 +55,11 @@ def parse(arguments: Sequence[str]) -> Command:
     }
     union = functools.reduce(operator.or_, commands.values())
     description = f"Mixed-precision search for BERT-family models under a size budget. Presets: {', '.join(available_presets())}."
-    command: Command = tyro.cli(union, args=list(arguments), prog="autoquant", description=description)
+    try:
+        command: Command = tyro.cli(union, args=list(arguments), prog="autoquant", description=description)
+    except BrokenPipeError:  # `autoquant --help | head`: who reads has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more as it flushes at its end
+        raise SystemExit(0) from None
     return command
 
 
