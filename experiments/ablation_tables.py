@@ -24,6 +24,7 @@ RESULTS = Path(__file__).parent / "results" / "ablation"
 CHANGES = {
     "groups": (
         ("dnas", "groups-1"),
+        ("dnas", "heads-subgroup"),
         ("dnas", "groups-128"),
         ("dnas", "groups-rows"),
         ("search", "search-groups-128"),
