@@ -88,6 +88,7 @@ ROWS: dict[str, Row] = {
     "heads-subgroup": Row("a scale per sub-group", scale="subgroup"),
     "groups-1-subgroup": Row("1 group, a scale per sub-group", {"space": "layer"}, scale="subgroup"),
     "groups-128-subgroup": Row("128 groups, a scale per sub-group", {"space": "groups128"}, scale="subgroup"),
+    "groups-neurons-subgroup": Row("the default space, a scale per sub-group", {"space": "default"}, scale="subgroup"),
     # start and schedule
     "no-warm-up": Row("bits open from the start", {SEARCH: {"warmup": 0.0}}),
     "late": Row("bits open after half of the steps", {SEARCH: {"warmup": 0.5}}),
