@@ -2,6 +2,7 @@
 
     python experiments/tables.py            # print
     python experiments/tables.py --write    # put them into README.md and experiments/README.md, between their markers
+    python experiments/tables.py --write --only ablation default    # these tables alone, without the pictures
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
 class Options:
     write: bool = False
     """Replace the tables in the pages, and results/compare.csv and the pictures."""
+    only: tuple[str, ...] = ()
+    """Make only these tables, and neither results/compare.csv nor the pictures."""
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -71,15 +74,19 @@ def put(texts: dict[str, str], name: str, table: str) -> dict[str, str]:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
+    unknown = sorted({*options.only} - {*TABLES})
+    if unknown:
+        raise SystemExit(f"No table '{unknown[0]}'; known are {', '.join(TABLES)}.")
     texts = {str(page.relative_to(ROOT)): page.read_text("utf-8") for page in PAGES}
-    for name, make in TABLES.items():
-        table = make()
+    for name in options.only or TABLES:
+        table = TABLES[name]()
         print(table)
         texts = put(texts, name, table)
-    if options.write:
+    if options.write and not options.only:
         write_csv(read_cells(CELLS), CSV)
         plot_mrem()
         plot_compare()
+    if options.write:
         for page, text in texts.items():
             (ROOT / page).write_text(text, "utf-8")
 

@@ -215,6 +215,25 @@ def test_what_the_comparison_lacks_knows_budgets(monkeypatch: pytest.MonkeyPatch
     assert text.endswith("sst2: uniform (seed 0 in part, 1); mrpc: everything.")
 
 
+def test_some_of_the_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--only` renews these and touches neither the others nor the pictures; another name is refused, with those that are."""
+    module("compare", monkeypatch)
+    tables = module("tables", monkeypatch)
+    page = tmp_path / "README.md"
+    page.write_text("".join(f"<!-- table: {name} -->\nold\n<!-- /table -->\n" for name in ("first", "second")))
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "PAGES", (page,))
+    monkeypatch.setattr(tables, "TABLES", {name: lambda name=name: f"new {name}" for name in ("first", "second")})
+    monkeypatch.setattr(tables, "plot_compare", lambda: pytest.fail("No picture was asked for."))
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--write", "--only", "second"])
+    tables.main()
+    assert capsys.readouterr().out == "new second\n"
+    assert re.findall(r"^(?:old|new.*)$", page.read_text(), re.MULTILINE) == ["old", "new second"]
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--only", "third"])
+    with pytest.raises(SystemExit, match="No table 'third'; known are first, second"):
+        tables.main()
+
+
 def test_a_column_has_one_precision_and_one_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that most cells have; cells of another are said beside their twins."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
