@@ -30,8 +30,19 @@ CHANGES = {
         ("search", "search-groups-128"),
         ("search", "search-groups-rows"),
     ),
-    "default": (("dnas", "groups-neurons"), ("search", "search-groups-neurons")),
-    "texts": (("dnas", "texts"), ("long-recovery", "texts"), ("uniform", "texts-uniform"), ("texts-uniform", "texts")),
+    "default": (
+        ("dnas", "groups-neurons"),
+        ("search", "search-groups-neurons"),
+        ("groups-neurons", "groups-neurons-subgroup"),
+    ),
+    "texts": (
+        ("dnas", "texts"),
+        ("dnas", "longer"),
+        ("longer", "texts"),
+        ("long-recovery", "texts"),
+        ("uniform", "texts-uniform"),
+        ("texts-uniform", "texts"),
+    ),
     "exchange": (
         ("dnas", "exchange"),
         ("uniform", "exchange-uniform"),
