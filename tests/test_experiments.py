@@ -19,6 +19,18 @@ from autoquant.strategies import LEARNS_FROM
 from comparisons import small_cell
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+FEW_STEPS = """base = "default"
+space = "heads"
+
+[search]
+steps = 8
+calibration_samples = 64
+
+[recovery]
+steps = 4
+mrem_steps = 2
+"""
+"""The recipe that cells share, with few steps."""
 
 
 def script(name: str, *options: object) -> str:
@@ -37,6 +49,12 @@ def module(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(sys.modules, name, loaded)
     spec.loader.exec_module(loaded)
     return loaded
+
+
+@pytest.fixture
+def few_steps(tmp_path: Path) -> Path:
+    (tmp_path / "few-steps.toml").write_text(FEW_STEPS, "utf-8")
+    return tmp_path / "few-steps.toml"
 
 
 def test_mrem(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,9 +95,9 @@ def test_a_table_of_mrem_does_not_mix_teachers(tmp_path: Path, monkeypatch: pyte
         tables.mrem_table()
 
 
-def test_compare(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_compare(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path, few_steps: Path) -> None:
     options = ["--data-dir", tiny_data, "--tasks", "sst2", "--methods", "uniform", "--seeds", 0, "--ratios", 6]
-    options += ["--model", tiny_classifier_dir, "--teacher", f"sst2={tiny_classifier_dir}", "--threads", 1]
+    options += ["--model", tiny_classifier_dir, "--teacher", f"sst2={tiny_classifier_dir}", "--threads", 1, "--preset", few_steps]
     options += ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
     script("compare", *options)
     (file,) = (tmp_path / "results" / "compare").glob("*.json")
@@ -100,14 +118,14 @@ def test_ours_is_measured_at_the_sizes_of_recipes_that_fix_their_own(monkeypatch
     assert "optuna-nsga2" in dict(compare.planned())
 
 
-def test_ablation(tiny_classifier_dir: Path, tmp_path: Path) -> None:
+def test_ablation(tiny_classifier_dir: Path, tmp_path: Path, few_steps: Path) -> None:
     """On texts of which no two share a word."""
     rows = [f"good{index} bad{index} film{index}\t{index % 2}" for index in range(240)]
     (tmp_path / "glue" / "SST-2").mkdir(parents=True)
     for name in ("train.tsv", "dev.tsv"):
         (tmp_path / "glue" / "SST-2" / name).write_text("\n".join(["sentence\tlabel", *rows]) + "\n", "utf-8")
     options = ["--data-dir", tmp_path / "glue", "--rows", "recovery", "--ratios", 6, "--train-rows", 200, "--threads", 1]
-    options += ["--model", tiny_classifier_dir, "--teacher", tiny_classifier_dir]
+    options += ["--model", tiny_classifier_dir, "--teacher", tiny_classifier_dir, "--preset", few_steps]
     options += ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
     script("ablation", *options)
     (file,) = (tmp_path / "results").rglob("*.json")
