@@ -19,8 +19,7 @@ from autoquant.strategies import LEARNS_FROM
 from comparisons import small_cell
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-FEW_STEPS = """base = "default"
-space = "heads"
+FEW_STEPS = f"""base = "{EXPERIMENTS / "heads.toml"}"
 
 [search]
 steps = 8

@@ -1,3 +1,5 @@
+"""A run directory, part by part: opening and refusing it, room and kills, its log, states, and what stages leave."""
+
 import json
 import os
 import signal
