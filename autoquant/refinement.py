@@ -59,7 +59,7 @@ class UniformBits:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class Target:
     """What is to be refined: the allocation's name, its blueprint, and where its seed and budget come from."""
 
     name: str
@@ -101,34 +101,34 @@ def refine(
         raise RunError("There are no searched weights to start from: refine starts from the full-precision model.")
     changes = {"activation_bits": activation_bits, "activations": activations}
     changes = {name: value for name, value in changes.items() if value is not None}
-    plan = _plan(source, data, bits, allocation, recovery, changes, seed, max_length)
+    target = _target(source, data, bits, allocation, recovery, changes, seed, max_length)
     rank, run_path = torchrun_rank(), Path(run_dir)
     if rank:
         run_path = run_path / f"rank{rank}"
-        if not plan.blueprint.source.load(plan.seed)[1]:
+        if not target.blueprint.source.load(target.seed)[1]:
             raise ModelError("Under torchrun every process needs the same fine-tuned model: run `autoquant finetune` first.")
     settings = {
-        "refine": {"source": str(source), "bits": bits, **plan.identity, **changes},
+        "refine": {"source": str(source), "bits": bits, **target.identity, **changes},
         "recovery": dataclasses.asdict(recovery),
-        "task": plan.blueprint.data.task.name,
-        "data": plan.blueprint.data.hashes(),
-        "seed": plan.seed,
-        "max_length": plan.blueprint.max_length,
+        "task": target.blueprint.data.task.name,
+        "data": target.blueprint.data.hashes(),
+        "seed": target.seed,
+        "max_length": target.blueprint.max_length,
         "machine": machine.identity(),
     }
-    defaults, expected = {"recovery": dataclasses.asdict(RECONSTRUCTION)}, 6 * plan.blueprint.full_bytes()
+    defaults, expected = {"recovery": dataclasses.asdict(RECONSTRUCTION)}, 6 * target.blueprint.full_bytes()
     with RunDirectory.open(run_path, settings, resume, expected, defaults) as run:
         if allocation is not None:
             run.record(allocation=str(allocation))
-        workspace = Workspace(plan.blueprint, run, progress, machine, plan.seed)
-        progress.plan(estimate_refinement(plan.blueprint, plan.name))
-        done = rank is not None and _parallel_is_done(run, recovery, plan.name, rank)
+        workspace = Workspace(target.blueprint, run, progress, machine, target.seed)
+        progress.plan(estimate_refinement(target.blueprint, target.name))
+        done = rank is not None and _parallel_is_done(run, recovery, target.name, rank)
         if rank:
             if not done:
-                with workspace.timed(f"recover-{plan.name}"):
-                    method.recover(workspace, SearchResult(plan.allocation), plan.name)
+                with workspace.timed(f"recover-{target.name}"):
+                    method.recover(workspace, SearchResult(target.allocation), target.name)
             return None
-        return finish(workspace, plan.budget, plan.name, {plan.name: SearchResult(plan.allocation)}, searched=False)
+        return finish(workspace, target.budget, target.name, {target.name: SearchResult(target.allocation)}, searched=False)
 
 
 def _parallel_is_done(run: RunDirectory, recovery: RecoverySettings, name: str, rank: int) -> bool:
@@ -139,7 +139,7 @@ def _parallel_is_done(run: RunDirectory, recovery: RecoverySettings, name: str, 
     return first_rank_is_done(rank, recovered is not None)
 
 
-def _plan(
+def _target(
     source: str | Path | None,
     data: TaskData | None,
     bits: str | None,
@@ -148,7 +148,7 @@ def _plan(
     changes: dict[str, Any],
     seed: int,
     max_length: int,
-) -> Plan:
+) -> Target:
     run = Path(source) if source is not None and (Path(source) / "run.json").is_file() else None
     teacher = source if run is None else run / "teacher"
     if run is not None and not (run / "teacher").is_dir():
@@ -170,14 +170,14 @@ def _plan(
     return _recorded(recorded, model, task, recovery, changes)
 
 
-def _uniform(bits: UniformBits, model: str, data: TaskData, recovery: RecoverySettings, seed: int, max_length: int) -> Plan:
+def _uniform(bits: UniformBits, model: str, data: TaskData, recovery: RecoverySettings, seed: int, max_length: int) -> Target:
     blueprint = Blueprint.draw(model, data, bits.recipe(recovery), max_length, trim_positions=False)
     allocation = blueprint.only_allocation
     assert allocation is not None
-    return Plan(f"uniform-{bits}", blueprint, allocation, resolve_budget(None, blueprint), seed, {"model": model})
+    return Target(f"uniform-{bits}", blueprint, allocation, resolve_budget(None, blueprint), seed, {"model": model})
 
 
-def _recorded(path: Path, model: str, data: TaskData, recovery: RecoverySettings, changes: dict[str, Any]) -> Plan:
+def _recorded(path: Path, model: str, data: TaskData, recovery: RecoverySettings, changes: dict[str, Any]) -> Target:
     manifest = read_manifest(path)
     data = data.as_recorded(manifest["hashes"])
     recipe = dataclasses.replace(recorded_recipe(manifest), recovery=recovery, **changes)
@@ -189,4 +189,4 @@ def _recorded(path: Path, model: str, data: TaskData, recovery: RecoverySettings
     count = manifest["budget"]["count"]
     size = max(manifest["budget"]["bytes"], blueprint.byte_model.exact_bytes(allocation, count))
     identity = {"model": model, "allocation": file_sha256(path)}
-    return Plan(manifest["strategy"], blueprint, allocation, SizeBudget(size, count), manifest["seed"], identity)
+    return Target(manifest["strategy"], blueprint, allocation, SizeBudget(size, count), manifest["seed"], identity)

@@ -69,10 +69,10 @@ class TerminalProgress:
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console or _stdout()
         self._clock = clock
-        self._plan = Plan(())
+        self._plan = StagePlan(())
 
     def plan(self, stages: Sequence[tuple[str, float]]) -> None:
-        self._plan = Plan(tuple(stages))
+        self._plan = StagePlan(tuple(stages))
 
     @contextmanager
     def stage(self, title: str, total: int, start: int = 0) -> Iterator[Bar]:
@@ -101,7 +101,7 @@ class TerminalProgress:
         self._console.print(table)
 
 
-class Plan:
+class StagePlan:
     """The stages of a whole run; its estimates are corrected by how long the finished ones really took."""
 
     def __init__(self, stages: tuple[tuple[str, float], ...]) -> None:
@@ -144,7 +144,7 @@ class StageBar:
     title: str
     total: int
     start: int
-    plan: Plan
+    plan: StagePlan
     clock: Callable[[], float]
     on_advance: Callable[[], None] = lambda: None
     done: int = field(init=False)

@@ -16,7 +16,7 @@ from optuna.trial import Trial
 from autoquant.core.cost import MIB, mib_text
 from autoquant.core.errors import BudgetError, RunError, SpaceError
 from autoquant.core.settings import Recipe, from_mapping
-from autoquant.pareto.trials import Plan
+from autoquant.pareto.trials import TrialPlan
 from autoquant.pareto.tuning import SAMPLERS, Range, check_tunable, parse_range, suggest
 from autoquant.reports.command import common_options, data_options, mib_number
 from autoquant.shared import cell_name
@@ -118,17 +118,17 @@ def spread_budgets(budgets: Sequence[float], points: int | None) -> tuple[int, .
     return tuple(sorted(int(size * MIB) for size in budgets))
 
 
-def make_plan(settings: SweepSettings) -> Plan:
+def make_plan(settings: SweepSettings) -> TrialPlan:
     """The grid of strategies, budgets and seeds, seeds last so that a first front is there early; or the sampler's trials."""
     if settings.tune:
-        return Plan({}, lambda trial: suggest_all(trial, settings), settings.trials)
+        return TrialPlan({}, lambda trial: suggest_all(trial, settings), settings.trials)
     cells = {
         cell_name(strategy, size, seed): {"strategy": strategy, "budget_bytes": size, "seed": seed}
         for seed in settings.seeds
         for size in settings.budgets
         for strategy in settings.strategies
     }
-    return Plan(cells, lambda trial: suggest_all(trial, settings))
+    return TrialPlan(cells, lambda trial: suggest_all(trial, settings))
 
 
 def suggest_all(trial: Trial, settings: SweepSettings) -> None:

@@ -43,7 +43,7 @@ MOST_KILLS = 10  # attempts at a cell whose worker dies every time, as one that 
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrialPlan:
     """What a sweep is to measure: `cells` (name -> parameters, in order), or `sampled` trials of the sampler's choice."""
 
     cells: Mapping[str, Mapping[str, Any]]
@@ -137,7 +137,7 @@ def is_lost(trials: list[FrozenTrial]) -> bool:
     return owner(trials) is None and "error" not in trials[-1].user_attrs and killed < MOST_KILLS
 
 
-def count(study: optuna.Study, plan: Plan) -> Counts:
+def count(study: optuna.Study, plan: TrialPlan) -> Counts:
     """Cells by state; a cell that waits to be tried again is waiting."""
     cells = by_cell(study.get_trials(deepcopy=False))
     states: Counter[str] = Counter()
@@ -148,7 +148,7 @@ def count(study: optuna.Study, plan: Plan) -> Counts:
     return Counts(states["COMPLETE"], states["RUNNING"], states["WAITING"] + unseen, states["FAIL"])
 
 
-def enqueue_missing(study: optuna.Study, plan: Plan, retry_failed: bool = False) -> None:
+def enqueue_missing(study: optuna.Study, plan: TrialPlan, retry_failed: bool = False) -> None:
     """Queue every cell that nobody runs and nobody has finished; with `retry_failed` also those that ended in an error."""
     cells = by_cell(study.get_trials(deepcopy=False))
     for name, params in plan.cells.items():
@@ -165,7 +165,7 @@ def fail_dead(study: optuna.Study, watch: Watch) -> None:
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
-def claim(study: optuna.Study, plan: Plan) -> Trial | None:
+def claim(study: optuna.Study, plan: TrialPlan) -> Trial | None:
     """A trial that this process may run, its parameters suggested and its cell in `user_attrs`; None if there is none now."""
     while True:
         enqueue_missing(study, plan)
@@ -183,7 +183,7 @@ def claim(study: optuna.Study, plan: Plan) -> Trial | None:
         study.tell(trial, state=TrialState.FAIL)
 
 
-def _owns(study: optuna.Study, trial: Trial, plan: Plan) -> bool:
+def _owns(study: optuna.Study, trial: Trial, plan: TrialPlan) -> bool:
     cells = by_cell(study.get_trials(deepcopy=False))
     cell = trial.user_attrs.get("cell")
     if cell is None:  # somebody took the last waiting one between the look and the ask
@@ -207,7 +207,7 @@ def check_patience(seconds: float) -> None:
 
 def work(
     study: optuna.Study,
-    plan: Plan,
+    plan: TrialPlan,
     measure: Measure,
     say: Callable[[str], None],
     finished: Callable[[str], None] = lambda cell: None,

@@ -6,7 +6,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from autoquant.core.progress import Plan, SilentProgress, TerminalProgress, duration, rounded
+from autoquant.core.progress import SilentProgress, StagePlan, TerminalProgress, duration, rounded
 
 
 class Clock:
@@ -82,7 +82,7 @@ def test_half_a_stage_is_compared_with_half_its_estimate(plain, clock):
 
 
 def test_stages_skipped_on_resume_count_as_done_and_unplanned_ones_do_not_count():
-    plan = Plan((("Teacher", 100.0), ("Recovery", 60.0), ("Recovery", 120.0)))
+    plan = StagePlan((("Teacher", 100.0), ("Recovery", 60.0), ("Recovery", 120.0)))
     plan.begin("Unplanned")
     assert plan.describe(None) == ""
     plan.end(10.0, share=1.0)

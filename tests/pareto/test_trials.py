@@ -15,7 +15,7 @@ from autoquant.pareto import trials
 from autoquant.pareto.storage import open_storage
 from autoquant.pareto.trials import (
     MOST_KILLS,
-    Plan,
+    TrialPlan,
     Watch,
     beating,
     by_cell,
@@ -35,8 +35,8 @@ def suggest(trial: Trial) -> None:
     trial.suggest_categorical("name", NAMES)
 
 
-GRID = Plan({name: {"name": name} for name in NAMES}, suggest)
-SAMPLED = Plan({}, suggest, sampled=5)
+GRID = TrialPlan({name: {"name": name} for name in NAMES}, suggest)
+SAMPLED = TrialPlan({}, suggest, sampled=5)
 
 
 @pytest.fixture(params=["sqlite", "journal"])
@@ -77,7 +77,7 @@ def test_every_cell_is_measured_once_in_order(open_study: Callable[[], optuna.St
 
 def test_workers_side_by_side_never_run_a_cell_twice(open_study: Callable[[], optuna.Study]) -> None:
     cells = {f"cell{i}": {"name": "a"} for i in range(8)}
-    plan, runs, lock = Plan(cells, suggest), Counter[str](), threading.Lock()
+    plan, runs, lock = TrialPlan(cells, suggest), Counter[str](), threading.Lock()
 
     def measure(trial: Trial) -> list[float]:
         with lock:
@@ -110,7 +110,7 @@ def test_a_sampled_sweep_stops_at_its_number(open_study: Callable[[], optuna.Stu
 
 
 @pytest.mark.parametrize("plan", [GRID, SAMPLED])
-def test_a_dead_worker_s_trial_is_run_again(open_study: Callable[[], optuna.Study], plan: Plan) -> None:
+def test_a_dead_worker_s_trial_is_run_again(open_study: Callable[[], optuna.Study], plan: TrialPlan) -> None:
     abandoned = claim(open_study(), plan)  # and its process is gone
     assert abandoned is not None
     cell, params = abandoned.user_attrs["cell"], dict(abandoned.params)
@@ -195,7 +195,7 @@ def test_ctrl_c_gives_the_trial_back_at_once(open_study: Callable[[], optuna.Stu
 
 def test_a_cell_that_kills_every_worker_is_given_up(open_study: Callable[[], optuna.Study]) -> None:
     study = open_study()
-    plan = Plan({"a": {"name": "a"}}, suggest)
+    plan = TrialPlan({"a": {"name": "a"}}, suggest)
     for _ in range(10):
         trial = claim(study, plan)
         assert trial is not None
@@ -215,7 +215,7 @@ def test_progress_counts_cells(open_study: Callable[[], optuna.Study]) -> None:
 def test_what_is_wrong_here_stops_this_worker_and_fails_no_cell(
     kind: type[BaseException], open_study: Callable[[], optuna.Study]
 ) -> None:
-    study, plan = open_study(), Plan({"a": {"name": "a"}}, suggest)
+    study, plan = open_study(), TrialPlan({"a": {"name": "a"}}, suggest)
 
     def without_space(trial: Trial) -> list[float]:
         raise kind("No space left.")
@@ -239,7 +239,7 @@ def test_a_folder_that_a_live_process_holds_is_waited_for(
             raise LockedError("trials/a is in use by process 7")
         return [1.0, 2.0]
 
-    plan = Plan({"a": {"name": "a"}}, suggest)
+    plan = TrialPlan({"a": {"name": "a"}}, suggest)
     assert work(open_study(), plan, measure, said.append).done == 1
     assert states(open_study())["a"] == ["COMPLETE"]
     assert said.count("Waiting: trials/a is in use by process 7") == 1
@@ -249,7 +249,7 @@ def test_a_patient_worker_s_trial_is_alive_to_an_impatient_one(
     open_study: Callable[[], optuna.Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trials, "BEAT", 0.05)
-    study, plan, watch = open_study(), Plan({"a": {"name": "a"}}, suggest), Watch(grace=1.0)
+    study, plan, watch = open_study(), TrialPlan({"a": {"name": "a"}}, suggest), Watch(grace=1.0)
 
     def measure(trial: Trial) -> list[float]:
         for _ in range(15):
