@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +24,14 @@ class Machine:
     checkpoint_seconds: float = 60.0
 
     def torch_device(self) -> torch.device:
-        """The device asked for, `auto` being accelerate's choice. Raises RunError if torch cannot compute on it."""
-        from accelerate import Accelerator
+        """The device asked for; `auto` is a CUDA GPU where there is one, else the CPU.
 
+        Raises RunError if torch cannot compute on it in 64-bit floats, as sensitivities are summed: Apple's mps has none.
+        """
         try:
-            device = Accelerator().device if self.device == "auto" else torch.device(self.device)
-            torch.ones(1, device=device).item()
-        except (RuntimeError, AssertionError, ImportError) as error:  # torch raises any of these
+            device = torch.device(_usual_device() if self.device == "auto" else self.device)
+            torch.ones(1, dtype=torch.float64, device=device).item()
+        except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # torch raises any of these
             reason = str(error).strip().partition("\n")[0][:120]
             raise RunError(f"Cannot compute on --device {self.device} ({reason}): give auto or cpu.") from error
         return device
@@ -55,3 +57,10 @@ class Machine:
         KERNELS.compile = self.compile
         if self.threads:
             torch.set_num_threads(self.threads)
+
+
+def _usual_device() -> str:
+    """Not accelerate's choice, which joins torchrun's processes to a group: transformers then saves in the first alone."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"

@@ -162,7 +162,7 @@ def free_port() -> int:
 
 
 def test_torchrun_starts_the_processes_too(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
-    parallel = ["--bits", "2-2-8", "--recovery.reconstruction", "mrem-p"]
+    parallel = ["--bits", "2-2-8", "--recovery.reconstruction", "mrem-p", "--device", "auto"]
     command = arguments(tiny_classifier_dir, tiny_data, tmp_path / "run", *parallel)
     assert_ended_well(torchrun(command, "--nproc-per-node", "2", "--standalone"))
     assert metrics_of(tmp_path / "run")["bytes"]["file"] == (tmp_path / "run" / "model" / "model.safetensors").stat().st_size

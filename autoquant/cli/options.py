@@ -115,7 +115,7 @@ class MachineOptions:
     """Where it computes."""
 
     device: str = "auto"
-    """auto, cpu, cuda, mps ..."""
+    """auto (a CUDA GPU, else the CPU), cpu, cuda, cuda:1 ..."""
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
     precision: Literal["fp32", "bf16"] = "fp32"
