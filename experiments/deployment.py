@@ -25,7 +25,7 @@ from autoquant.core.files import atomic_write_text, file_sha256
 from autoquant.core.progress import Progress, TerminalProgress
 from autoquant.core.run import RunDirectory
 from autoquant.core.settings import load_preset
-from autoquant.deploy import export_run, finished_run, read_metrics
+from autoquant.deploy import export_run, finished_run
 from autoquant.machine import Machine
 from autoquant.tasks.load import load_default
 
@@ -81,7 +81,7 @@ def deploy(options: Options, teacher: Path, budget: float, run_dir: Path, progre
         )
     for tail in ("onnx-fp32", "onnx-int8"):
         export_run(run_dir, tail, load_default(), progress)
-    metrics = read_metrics(finished_run(run_dir))
+    metrics = finished_run(run_dir).result()
     return {"teacher_sha256": file_sha256(teacher / "model.safetensors")} | {key: metrics[key] for key in KEPT}
 
 

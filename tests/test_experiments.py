@@ -56,6 +56,11 @@ def few_steps(tmp_path: Path) -> Path:
     return tmp_path / "few-steps.toml"
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXPERIMENTS.glob("*.py")))
+def test_every_script_finds_what_it_imports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module(name, monkeypatch).__doc__
+
+
 def test_mrem(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = tmp_path / "results"
     options = ["--data-dir", tiny_data, "--parts", "methods", "--tasks", "sst2", "--allocations", "2-2-8", "--seeds", 0]
