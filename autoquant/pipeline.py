@@ -15,11 +15,11 @@ from autoquant.assets import default_backbone, hub_id
 from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
-from autoquant.core.errors import BudgetError, CheckpointError, DataError, ModelError, RunError
+from autoquant.core.errors import BudgetError, CheckpointError, DataError, ModelError
 from autoquant.core.files import file_sha256
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.run import RunDirectory
-from autoquant.core.settings import Recipe, from_mapping, load_preset
+from autoquant.core.settings import Recipe, check_seed, from_mapping, load_preset
 from autoquant.estimates import estimate_stages
 from autoquant.export.card import write_card
 from autoquant.export.manifest import (
@@ -92,7 +92,7 @@ def search(
     train: TaskData | Iterable[Row] | None = None,
     evaluation: Iterable[Row] | None = None,
     *,
-    more_texts: Iterable[Text] | None = None,
+    more_texts: str | Path | Iterable[Text] | None = None,
     budget: Budget | None = None,
     recipe: Recipe | None = None,
     run_dir: str | Path = "runs/default",
@@ -109,7 +109,7 @@ def search(
 
     `model`: a directory or hub id (None = the embedded MiniLM). `train`, `evaluation`: rows (text, label) or ((text, text),
     label); or `train` alone, a task from `autoquant.tasks.load` that has both; or neither, for the embedded reviews.
-    `more_texts`: further texts, or pairs of texts, without labels, from which recovery learns too.
+    `more_texts`: further texts, or pairs of texts, without labels, or a file of them, from which recovery learns too.
     `budget`: None for a recipe that fixes its own size. `shared`: what a sweep has prepared for all its trials.
     Raises an AutoquantError, before any training, for input that cannot work.
     """
@@ -156,8 +156,7 @@ def as_task(train: TaskData | Iterable[Row] | None, evaluation: Iterable[Row] | 
 
 def check_run(machine: Machine, seed: int = 0) -> None:
     machine.check()
-    if seed < 0:
-        raise RunError(f"--seed {seed} is negative: give 0 or more.")
+    check_seed(seed)
 
 
 def resolve_inputs(model: str | Path | None, data: TaskData | None) -> tuple[str, TaskData]:

@@ -54,6 +54,7 @@ SETTINGS = {
     "negative threads": (["--threads", "-1"], "--threads"),
     "negative pace": (["--checkpoint-seconds", "-1"], "--checkpoint-seconds"),
     "negative seed": (["--seed", "-1"], "--seed -1"),
+    "large seed": (["--seed", "4294967296"], "must lie between 0 and 4294967295"),
     "negative search steps": (["--search.steps", "-1"], "at least 1"),
     "no trials": (["--search.trials", "0"], "at least 1"),
     "no slices": (["--search.hessian-slices", "0"], "at least 1"),

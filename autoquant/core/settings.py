@@ -12,9 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from autoquant.core.errors import SpaceError
+from autoquant.core.errors import RunError, SpaceError
 
 PRESET_FOLDER = Path(__file__).parents[1] / "presets"
+LARGEST_SEED = 2**32 - 1
+
+
+def check_seed(seed: int) -> None:
+    """Raise RunError for a seed that a generator would not take."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise RunError(f"--seed {seed} must lie between 0 and {LARGEST_SEED}.")
 
 
 def _check(condition: bool, message: str) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 from optuna.trial import Trial
 
 from autoquant.core.cost import MIB, mib_text
-from autoquant.core.errors import BudgetError, RunError, SpaceError
-from autoquant.core.settings import Recipe, from_mapping
+from autoquant.core.errors import BudgetError, SpaceError
+from autoquant.core.settings import Recipe, check_seed, from_mapping
 from autoquant.pareto.trials import TrialPlan
 from autoquant.pareto.tuning import SAMPLERS, Range, check_tunable, parse_range, suggest
 from autoquant.reports.command import common_options, data_options, mib_number
@@ -56,8 +56,8 @@ class SweepSettings:
         check_strategies(self.strategies)
         if not self.budgets or not self.strategies or not self.seeds:
             raise BudgetError("A sweep needs at least one budget, one strategy and one seed.")
-        if min(self.seeds) < 0:
-            raise RunError(f"Seed {min(self.seeds)} is negative: give 0 or more.")
+        for seed in self.seeds:
+            check_seed(seed)
         for values, name in ((tuple(map(mib_text, self.budgets)), "budget"), (self.strategies, "strategy"), (self.seeds, "seed")):
             if len(set(values)) < len(values):
                 raise BudgetError(f"A {name} is given twice: {', '.join(map(str, values))}.")

@@ -59,9 +59,9 @@ def load_files(train_file: Path, eval_file: Path, text_columns: tuple[str, ...],
     return _infer_task(read_table(train_file), read_table(eval_file), text_columns, label_column)
 
 
-def with_texts(data: TaskData, texts: Path | Iterable[Text]) -> TaskData:
+def with_texts(data: TaskData, texts: str | Path | Iterable[Text]) -> TaskData:
     """The same with further, unlabelled texts: of a file, in the task's columns, or in memory. Raises DataError."""
-    table = read_table(texts) if isinstance(texts, Path) else _text_table(list(texts), data.task)
+    table = read_table(Path(texts)) if isinstance(texts, str | Path) else _text_table(list(texts), data.task)
     return dataclasses.replace(data, unlabelled=_with_texts(data.task, table, np.zeros(len(table), dtype=np.int64)))
 
 

@@ -94,7 +94,7 @@ def _json(content: bytes, source: str) -> dict[str, list[object]]:
         return _json_lines(content, source)
     try:
         return _records(enumerate(json.loads(text), 1), source)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{source} is malformed JSON: {error}.") from error
 
 
@@ -104,7 +104,7 @@ def _json_lines(content: bytes, source: str) -> dict[str, list[object]]:
         if line.strip():
             try:
                 records.append((number, json.loads(line)))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{source} line {number} is malformed JSON: {error}.") from error
     return _records(records, source)
 

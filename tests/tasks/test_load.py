@@ -259,6 +259,7 @@ def test_further_texts_need_no_labels(tmp_path: Path) -> None:
     assert more.unlabelled is not None
     assert more.unlabelled.first == ("one more", "two")
     assert more.hashes() == {**data.hashes(), "unlabelled": more.unlabelled.sha256()}
+    assert with_texts(data, str(tmp_path / "more.jsonl")).hashes() == more.hashes()
     in_memory = with_texts(data, ["one more", "two"]).unlabelled
     assert in_memory is not None
     assert in_memory.sha256() == more.unlabelled.sha256()

@@ -77,6 +77,8 @@ def test_json_lines_under_the_name_json(tmp_path: Path) -> None:
         ("d.json", b'[{"a": 1},', "malformed JSON"),
         ("d.json", b'["a"]', "record 1 is not an object"),
         ("d.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is malformed JSON"),
+        ("deep.json", b"[" * 100_000, "malformed JSON"),
+        ("deep.jsonl", b'{"a": ' * 100_000, "line 1 is malformed JSON"),
         ("d.jsonl", b'{"a": 1}\n\n3\n', "record 3 is not an object"),
         ("d.parquet", b"PAR1 no, it is not", "not a Parquet file"),
         ("d.parquet", b"", "not a Parquet file"),
