@@ -274,8 +274,10 @@ def _tabulate(kept: Path, folder: Path) -> list[Cell]:
 def _measure_all(bench: Bench, tasks: Sequence[Task], kept: Path) -> list[tuple[str, str]]:
     """Measure the missing cells, each in the CSV as soon as it is done; returns those that failed and why."""
     missing = [task for task in tasks if not _file(bench, task, kept).exists()]
-    if missing:
-        _check_alike(bench, tasks, kept)
+    for task in tasks:
+        if task not in missing:  # a kill after it was written may have left copies
+            drop_copies(bench.folder / "cells" / task.name)
+    _check_alike(bench, tasks, kept, missing)
     failed: list[tuple[str, str]] = []
     began = time.monotonic()
     for number, task in enumerate(missing):
@@ -300,17 +302,17 @@ def _file(bench: Bench, task: Task, kept: Path) -> Path:
     return kept / f"{bench.data.task.name}-{task.name}.json"
 
 
-def _check_alike(bench: Bench, tasks: Sequence[Task], kept: Path) -> None:
-    """Raise RunError for a finished cell that new ones could not stand beside, or for one of `tasks` that has another recipe."""
+def _check_alike(bench: Bench, tasks: Sequence[Task], kept: Path, missing: Sequence[Task]) -> None:
+    """Raise RunError for a finished cell that `missing` ones could not stand beside, or for one of `tasks` of another recipe."""
     cells = {file: Cell.read(file) for file in sorted(kept.glob("*.json"))}
     recipes = {_file(bench, task, kept): task.method.recipe for task in tasks}
     labels = tuple(bench.data.evaluation.labels.tolist())
-    teacher = weights_sha256(bench.parts.teacher) if cells else ""
+    teacher = weights_sha256(bench.parts.teacher) if cells and missing else None  # only then is there one for sure
     for file, cell in cells.items():
         if cell.task != bench.data.task.name:
             continue
         other = {
-            "teacher": cell.teacher_hash != teacher,
+            "teacher": teacher is not None and cell.teacher_hash != teacher,
             "evaluation rows": cell.labels != labels,
             "precision": cell.precision != bench.machine.precision,
             "recipe": file in recipes and from_mapping(Recipe, cell.recipe, file.name) != recipes[file],

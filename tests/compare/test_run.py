@@ -263,6 +263,22 @@ def test_cells_of_another_recipe_are_not_taken_over(
     assert "was made with another recipe: move it elsewhere" in said
 
 
+def test_a_recipe_changed_in_its_file_is_said_though_every_cell_is_there(
+    reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what a kill after the last cell left behind is cleared away."""
+    file, run_dir = tmp_path / "mine.toml", tmp_path / "run"
+    file.write_text(PRESET, "utf-8")
+    cli.main(arguments(reference, run_dir, "--budget-mib", "0.018", "--methods", file))
+    (left,) = (folder / "checkpoint" for folder in (run_dir / "cells").iterdir())
+    left.mkdir()
+    cli.main(arguments(reference, run_dir, "--budget-mib", "0.018", "--methods", file, "--resume"))
+    assert not left.exists()
+    file.write_text(PRESET.replace("minmax", "lsq"), "utf-8")
+    said = refusal(arguments(reference, run_dir, "--budget-mib", "0.018", "--methods", file, "--resume"), capsys)
+    assert "mine-0.018MiB-seed0.json was made with another recipe: move it elsewhere" in said
+
+
 def test_cells_of_another_space_by_its_name_are_not_taken_over(
     finished: Path, reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
