@@ -98,14 +98,18 @@ class Blueprint:
             )
 
     def check_searchable(self, budget: SizeBudget) -> None:
-        """Raise BudgetError if the budget cannot be met or leaves nothing to choose, SpaceError if the recovery needs what a
-        search may remove."""
+        """Raise BudgetError if the budget cannot be met or leaves nothing to choose, and as `check_recovery` does."""
         largest = self.table(budget).largest()
         if budget.bytes > largest:
             raise BudgetError(
                 f"Budget {budget.bytes / MIB:.2f} MiB is above the largest allocation, {largest / MIB:.2f} MiB, the widest bits "
                 "everywhere: nothing to search; lower the budget, or allow more bits in the search space (--space)."
             )
+        self.check_recovery()
+
+    def check_recovery(self) -> None:
+        """Raise SpaceError if the recovery needs what a search may remove, DataError as `check_labels` does."""
+        self.check_labels()
         recovery, space = self.recipe.recovery, self.space
         if recovery.training == "ternarybert" and recovery.steps and space.heads:
             raise SpaceError(

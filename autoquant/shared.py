@@ -24,7 +24,7 @@ from autoquant import pipeline
 from autoquant.blueprint import Blueprint
 from autoquant.core.cost import ChoiceTable, SizeBudget, choice_table, mib_text
 from autoquant.core.errors import ModelError
-from autoquant.core.files import file_sha256
+from autoquant.core.files import disk_errors, file_sha256
 from autoquant.core.progress import Progress
 from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe
@@ -149,7 +149,8 @@ class SharedParts:
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
         """One process of this folder at a time; the others wait, and then find it done."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / f".{name}.lock"):
             yield
 

@@ -9,16 +9,18 @@ pareto.json, pareto.parquet, report.html
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from autoquant import pipeline
 from autoquant.blueprint import Blueprint
 from autoquant.core.cost import MIB, SizeBudget
 from autoquant.core.errors import RunError
+from autoquant.core.files import disk_errors
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.settings import Recipe, load_preset
 from autoquant.core.space import load_space
@@ -30,8 +32,19 @@ from autoquant.pareto.measure import Measurer
 from autoquant.pareto.settings import SweepSettings, make_plan, spread_budgets
 from autoquant.pareto.storage import database_errors, default_storage, storage_errors, without_password
 from autoquant.pareto.study import adopt_points, create_study
-from autoquant.pareto.trials import PATIENCE, Counts, by_cell, check_patience, count, enqueue_missing, is_lost, owner, work
-from autoquant.pareto.tuning import size_variants
+from autoquant.pareto.trials import (
+    PATIENCE,
+    Counts,
+    by_cell,
+    check_patience,
+    completed,
+    count,
+    enqueue_missing,
+    is_lost,
+    owner,
+    work,
+)
+from autoquant.pareto.tuning import variants
 from autoquant.reports.page import write_report
 from autoquant.reports.results import TAUGHT_NOTE, TUNING_NOTE, Missing, Point, Sweep
 from autoquant.shared import drop_copies
@@ -98,10 +111,12 @@ def sweep(
         objectives=("size", "metric", "latency") if latency else ("size", "metric"),
         data_source=data.source,
     )
-    for variant in (recipe, *size_variants(recipe, settings.ranges)):
+    for variant in (*variants(recipe, settings.ranges, deciding_size=True), recipe):
         blueprint = Blueprint.draw(path, data, variant, max_length, trim_positions)
         for size in settings.budgets:
             blueprint.check_searchable(pipeline.resolve_budget(SizeBudget(size, count), blueprint))
+    for variant in variants(recipe, settings.ranges, deciding_size=False):
+        dataclasses.replace(blueprint, recipe=variant).check_recovery()
     if settings.tune and blueprint.source.is_classifier:
         progress.say(TAUGHT_NOTE)
     folder = Path(run_dir)
@@ -128,7 +143,8 @@ def run_worker(
 ) -> Sweep:
     """Run trials until none is left, keeping the folder's results up to date."""
     measurer = Measurer(study, settings, data, folder, model, progress)
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
     def finished(cell: str) -> None:
         drop_copies(folder / "trials" / cell)
@@ -136,6 +152,8 @@ def run_worker(
         if cells is not None:
             found.write_cells(cells)
 
+    for cell in completed(study):  # of which a worker that was killed may have left copies
+        drop_copies(folder / "trials" / cell)
     plan = make_plan(settings)
     before = count(study, plan)
     if before.running or before.waiting:
@@ -148,8 +166,7 @@ def run_worker(
 
 def collect(study: optuna.Study, settings: SweepSettings) -> Sweep | None:
     """The finished points of a study; None before the first."""
-    cells = by_cell(study.get_trials(deepcopy=False))
-    done = [trial for trial in map(owner, cells.values()) if trial is not None and trial.state == TrialState.COMPLETE]
+    cells, done = by_cell(study.get_trials(deepcopy=False)), list(completed(study).values())
     if not done:
         return None
     full = done[0].user_attrs["full_precision"]

@@ -131,6 +131,12 @@ def owner(trials: list[FrozenTrial]) -> FrozenTrial | None:
     return next((trial for trial in trials if trial.state in ACTIVE), None)
 
 
+def completed(study: optuna.Study) -> dict[str, FrozenTrial]:
+    """Finished cell -> the trial that owns it."""
+    owners = {cell: owner(trials) for cell, trials in by_cell(study.get_trials(deepcopy=False)).items()}
+    return {cell: trial for cell, trial in owners.items() if trial is not None and trial.state == TrialState.COMPLETE}
+
+
 def is_lost(trials: list[FrozenTrial]) -> bool:
     """Whether nobody has the cell, the last attempt ended with its worker, not in an error, and there may be another one."""
     killed = sum("released" not in trial.user_attrs for trial in trials)

@@ -16,6 +16,7 @@ from autoquant.core.settings import Recipe, from_mapping
 
 FIXED = {
     "search.strategy": "give --strategies",
+    "encoder_bits": "it fixes the size: give --budgets",
     "teacher.": "all trials have one teacher: give --teacher settings for all of them",
 }
 DECIDE_SIZE = ("space", "quantizer", "activation_bits", "activations", "student")
@@ -82,10 +83,10 @@ def check_tunable(recipe: Recipe, name: str, range_: Range) -> None:
         apply_settings(recipe, {name: value})
 
 
-def size_variants(recipe: Recipe, ranges: Mapping[str, Range]) -> list[Recipe]:
-    """The recipe with one setting at a time changed, of those that decide what a model can weigh."""
-    deciding = {name: range_ for name, range_ in ranges.items() if name.replace("-", "_").partition(".")[0] in DECIDE_SIZE}
-    return [apply_settings(recipe, {name: value}) for name, range_ in deciding.items() for value in range_.examples]
+def variants(recipe: Recipe, ranges: Mapping[str, Range], deciding_size: bool) -> list[Recipe]:
+    """The recipe with one setting at a time changed, of those that decide what a model can weigh, or of those that do not."""
+    names = [name for name in ranges if (name.replace("-", "_").partition(".")[0] in DECIDE_SIZE) == deciding_size]
+    return [apply_settings(recipe, {name: value}) for name in names for value in ranges[name].examples]
 
 
 def suggest(trial: Trial, name: str, range_: Range) -> Any:

@@ -217,6 +217,9 @@ def test_a_failed_seed_is_missing_from_its_configuration(tmp_path: Path) -> None
     assert [c.on_front for c in found.configurations] == [False]
 
 
+HEADS_MAY_GO = ["--space", "structured", "--recovery.mrem-steps", "1", "--trials", "3", "--strategies", "dnas"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -226,7 +229,7 @@ def test_a_failed_seed_is_missing_from_its_configuration(tmp_path: Path) -> None
         (["--budgets", "0.001,0.02"], "is below the smallest allocation"),
         (["--budgets", "0.02", "--points", "4"], "--points takes 2 or more, between two sizes"),
         (["--strategies", "best"], "Unknown strategy 'best'"),
-        (["--seeds", "-1"], "Seed -1 is negative"),
+        (["--seeds", "-1"], "--seed -1 must lie between 0 and 4294967295"),
         (["--tune", "recovery.steps=1:5"], "--tune and --trials belong together"),
         (["--tune", "recovery.steps=5", "--trials", "3", "--strategies", "dnas"], "is no range"),
         (["--tune", "recovery.colour=1:5", "--trials", "3", "--strategies", "dnas"], "a recipe has no such setting"),
@@ -237,6 +240,9 @@ def test_a_failed_seed_is_missing_from_its_configuration(tmp_path: Path) -> None
         (["--tune", "recovery.training=retrain,dance", "--trials", "3", "--strategies", "dnas"], "'dance' is not one of"),
         (["--tune", "teacher.epochs=1:3", "--trials", "3", "--strategies", "dnas"], "all trials have one teacher"),
         (["--tune", "search.strategy=dnas,fisher", "--trials", "3", "--strategies", "dnas"], "give --strategies"),
+        (["--tune", "encoder-bits=2,4", "--trials", "3", "--strategies", "dnas"], "give --budgets"),
+        ([*HEADS_MAY_GO, "--tune", "recovery.training=retrain,ternarybert"], "ternarybert needs every head"),
+        ([*HEADS_MAY_GO, "--tune", "recovery.reconstruction=mrem-s,layer-wise"], "layer-wise needs every head"),
         (["--search.derive", "argmax"], "give --no-reuse-search"),
         (["--patience-seconds", "0"], "--patience-seconds 0 is too short"),
         (["--storage", "nosuchdb://x"], "is no storage"),
