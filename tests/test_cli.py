@@ -14,13 +14,14 @@ from safetensors.numpy import load_file
 import autoquant
 from architectures import save_tiny
 from autoquant import cli
+from autoquant.core.settings import load_preset
 from autoquant.strategies.race import CANDIDATES
 from runs import MACHINE, TEACHER, Reference, metrics_of, reference, refusal, search, search_arguments, stages_of, start, task
 
 __all__ = ["reference"]
 
-COMMANDS = ["plan", "finetune", "search", "apply", "evaluate", "pareto", "pareto-worker", "select", "compare", "report", "export"]
-COMMANDS += ["bench"]
+COMMANDS = ["plan", "finetune", "search", "apply", "refine", "evaluate", "pareto", "pareto-worker", "select", "compare", "report"]
+COMMANDS += ["export", "bench"]
 
 
 # Help
@@ -163,6 +164,13 @@ def test_an_architecture_from_end_to_end(name: str, tiny_data: Path, tmp_path: P
 
 
 # Presets and spaces
+
+
+@pytest.mark.parametrize("presets", [["--preset", "quick", "--preset", "aqbert"], ["--preset=quick", "--preset=aqbert"]])
+def test_of_two_presets_the_last_is_taken_whole(presets: list[str]) -> None:
+    found = cli.parse(["search", *presets])
+    assert isinstance(found, cli.Search)
+    assert (found.preset, found.recipe) == ("aqbert", load_preset("aqbert"))
 
 
 def test_options_override_the_preset(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:

@@ -25,13 +25,14 @@ Command = (
 
 
 def _preset_in(arguments: Sequence[str]) -> str:
-    """The value of --preset, needed before the other options so that its settings become their defaults."""
+    """The value of the last --preset, needed before the other options so that its settings become their defaults."""
+    name = "default"
     for index, argument in enumerate(arguments):
         if argument == "--preset" and index + 1 < len(arguments):
-            return arguments[index + 1]
-        if argument.startswith("--preset="):
-            return argument.partition("=")[2]
-    return "default"
+            name = arguments[index + 1]
+        elif argument.startswith("--preset="):
+            name = argument.partition("=")[2]
+    return name
 
 
 def parse(arguments: Sequence[str]) -> Command:

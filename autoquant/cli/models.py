@@ -185,7 +185,7 @@ class Apply:
 class Refine:
     """Reconstruct a frozen allocation module by module (MREM), pack and measure it; by default no labels are learned from.
 
-    A searched one: autoquant refine runs/demo --run-dir runs/refined
+    Example: autoquant refine runs/demo --run-dir runs/refined
 
     A uniform one: autoquant refine runs/demo/teacher --bits 2-2-8 --recovery.reconstruction mrem-p
 
