@@ -282,20 +282,20 @@ class Workspace:
         """What a strategy may look at."""
         recipe, table = self.blueprint.recipe, self.blueprint.table(budget)
         return Problem(
-            table,
-            budget,
-            self._lasting(self.calibration.sensitivity, table),
-            lambda: self.make_supernet(budget),
-            lambda: self.outputs.part(0, len(self.train)),
-            lambda: self.outputs.part(len(self.train), len(self.train_all)),
-            lambda: self.outputs,
-            recipe.search,
-            recipe.distillation,
-            self.context,
-            stage,
-            lambda strategy: self.search(strategy, budget),
-            self._measured,
-            self._recovered,
+            table=table,
+            budget=budget,
+            sensitivity=self._lasting(self.calibration.sensitivity, table),
+            make_supernet=lambda: self.make_supernet(budget),
+            train=lambda: self.outputs.part(0, len(self.train)),
+            held_out=lambda: self.outputs.part(len(self.train), len(self.train_all)),
+            whole=lambda: self.outputs,
+            search=recipe.search,
+            distillation=recipe.distillation,
+            context=self.context,
+            stage=stage,
+            found=lambda strategy: self.search(strategy, budget),
+            measured=self._measured,
+            recovered=self._recovered,
         )
 
     def _measured(self, problem: Problem) -> Sensitivity:

@@ -87,7 +87,7 @@ def first_rank_is_done(rank: int, done: bool) -> bool:
     return bool(store.get(key) == b"True")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Job:
     """Everything the process of one module needs."""
 
@@ -155,22 +155,22 @@ class ParallelMrem:
         with _rendezvous(rank) as rendezvous:
             jobs = [
                 Job(
-                    r,
-                    world,
-                    modules[r],
-                    lessons[r],
-                    settings,
-                    problem.stage,
-                    context.run.path.absolute(),
-                    _device(context.device, r),
-                    context.seed,
-                    context.precision,
-                    context.checkpoint_seconds,
-                    max(1, torch.get_num_threads() // here),
-                    KERNELS.compile,
-                    longest(problem.data),
-                    rendezvous,
-                    os.getpid(),
+                    rank=r,
+                    world=world,
+                    module=modules[r],
+                    lesson=lessons[r],
+                    settings=settings,
+                    stage=problem.stage,
+                    run_path=context.run.path.absolute(),
+                    device=_device(context.device, r),
+                    seed=context.seed,
+                    precision=context.precision,
+                    checkpoint_seconds=context.checkpoint_seconds,
+                    threads=max(1, torch.get_num_threads() // here),
+                    compile=KERNELS.compile,
+                    tokens=longest(problem.data),
+                    rendezvous=rendezvous,
+                    parent=os.getpid(),
                 )
                 for r in ranks
             ]

@@ -23,7 +23,7 @@ from autoquant.training.loop import Context
 ARRAYS = ("values", "removal", "probability")  # of a SearchResult
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Problem:
     """Everything a strategy may look at. The evaluation data is not here.
 
