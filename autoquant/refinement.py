@@ -152,6 +152,9 @@ def _target(
     run = Path(source) if source is not None and (Path(source) / "run.json").is_file() else None
     teacher = source if run is None else run / "teacher"
     if run is not None and not (run / "teacher").is_dir():
+        if RunDirectory(run).is_finished:  # a sweep or a comparison drops the copies of what its runs share
+            record = run / "model" / "allocation.json"
+            raise RunError(f"{run} keeps no teacher/: give that of its shared/ folder instead, with --allocation {record}.")
         raise RunError(f"{run} has no teacher/ yet: finish it first, or give a model.")
     model, task = resolve_inputs(teacher, data)
     if bits is not None:

@@ -206,4 +206,11 @@ def test_what_cannot_work_is_refused(
     assert "drop --activation-bits" in asked("--bits", "2-2-8", "--activation-bits", "8")
     assert "no searched weights" in asked("--bits", "2-2-8", "--recovery.start", "search")
     assert "raise it" in asked("--bits", "2-2-8", "--recovery.parallel-queue", "2")
+    trial = tmp_path / "trial"
+    trial.mkdir()
+    (trial / "run.json").write_text("{}", "utf-8")
+    assert "has no teacher/ yet: finish it first" in refusal(arguments(trial, tiny_data, tmp_path / "run"), capsys)
+    (trial / "metrics.json").write_text("{}", "utf-8")
+    said = refusal(arguments(trial, tiny_data, tmp_path / "run"), capsys)
+    assert f"that of its shared/ folder instead, with --allocation {trial / 'model' / 'allocation.json'}" in said
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from autoquant.core.cost import MIB
 from autoquant.core.errors import BudgetError, RunError
 from autoquant.core.files import disk_errors
 from autoquant.export.manifest import write_manifest
-from autoquant.reports.command import data_options
+from autoquant.reports.command import data_options, machine_options
 from autoquant.reports.results import Configuration, Point, Sweep
 
 
@@ -60,8 +60,8 @@ def rebuild_command(sweep: Sweep, folder: Path, allocation: Path) -> str:
     """The command that makes a point's packed model again from its allocation.json; TEACHER where the sweep's is not here."""
     teacher = folder / "shared" / "teacher" / "teacher"
     model = str(teacher) if teacher.is_dir() else "TEACHER"
-    data = data_options(sweep.task, sweep.data_source)
-    return shlex.join(["autoquant", "apply", str(allocation), "--model", model, *data])
+    data, machine = data_options(sweep.task, sweep.data_source), machine_options(sweep.machine or {})
+    return shlex.join(["autoquant", "apply", str(allocation), "--model", model, *data, *machine])
 
 
 def _nothing(sweep: Sweep, fitting: list[Configuration], max_mib: float | None, min_metric: float | None, metric: int) -> str:

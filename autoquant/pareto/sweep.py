@@ -183,6 +183,7 @@ def collect(study: optuna.Study, settings: SweepSettings) -> Sweep | None:
         note=TUNING_NOTE if settings.tune else "",
         missing=() if settings.tune else tuple(map(_missing, given_up)),
         data_source=settings.data_source,
+        machine=settings.machine,
     )
 
 

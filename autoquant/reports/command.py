@@ -93,11 +93,9 @@ def common_options(settings: Mapping[str, Any]) -> list[str]:
 
 
 def machine_options(machine: Mapping[str, Any]) -> list[str]:
-    """Where it computed, as options."""
-    parts = ["--device", machine["device"]] if machine["device"] != "auto" else []
-    parts += ["--threads", str(machine["threads"])] if machine["threads"] else []
-    parts += ["--precision", machine["precision"]] if machine["precision"] != "fp32" else []
-    return parts + ([] if machine["compile"] else ["--no-compile"])
+    """Where it computed, as options; what is not recorded is as usual."""
+    options = ("device", "auto"), ("threads", 0), ("precision", "fp32"), ("compile", True)
+    return [part for name, usual in options if machine.get(name, usual) != usual for part in _option(name, machine[name])]
 
 
 def recipe_options(recipe: Mapping[str, Any]) -> list[str]:

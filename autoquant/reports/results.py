@@ -30,6 +30,7 @@ TAUGHT_NOTE = (
     "learn from it; a bare encoder is fine-tuned on the rest alone."
 )
 BUILT = ("points", "objectives", "missing")  # fields of a sweep that are no plain JSON values
+NEWER = ("data_source", "machine")  # fields that older records lack
 FORMAT, VERSION = "autoquant-pareto", 2
 JSON_NAME, PARQUET_NAME = "pareto.json", "pareto.parquet"
 
@@ -133,6 +134,8 @@ class Sweep:
     """Points that failed."""
     data_source: Mapping[str, Any] | None = None
     """Command-line options that load its data, by field; None if it did not come from there."""
+    machine: Mapping[str, Any] | None = None
+    """Where and how its trials computed, by field of `Machine`; None in older records."""
 
     @property
     def maximise(self) -> tuple[bool, ...]:
@@ -220,9 +223,9 @@ class Sweep:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Sweep:
-        """The sweep that `to_json` gave, or an older autoquant's, which lacks `missing` and `data_source`."""
-        newer = {name: data[name] for name in ("data_source",) if name in data}
-        plain = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name not in (*BUILT, "data_source")}
+        """The sweep that `to_json` gave, or an older autoquant's, which lacks `missing` and the NEWER."""
+        newer = {name: data[name] for name in NEWER if name in data}
+        plain = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name not in (*BUILT, *NEWER)}
         return cls(
             **plain,
             **newer,

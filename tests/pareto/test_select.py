@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from autoquant import cli
-from autoquant.cli.options import DataOptions
+from autoquant.cli.options import DataOptions, MachineOptions
 from autoquant.core.errors import BudgetError, RunError
+from autoquant.machine import Machine
 from autoquant.pareto.select import chosen_point, export, rebuild_command, select
 from autoquant.reports.results import Missing, Sweep
 
@@ -59,7 +60,16 @@ def test_a_point_without_its_model_is_made_by_a_command(sweep: Sweep, tmp_path: 
         assert isinstance(command, cli.Apply)
         assert (command.allocation, command.model) == (file, model)
         assert command.data == DataOptions(task="sst2", data_dir=Path("my glue"), train_rows=300)
+        assert command.machine == MachineOptions()
         (tmp_path / "shared" / "teacher" / "teacher").mkdir(parents=True, exist_ok=True)
+
+
+def test_a_point_is_made_again_as_its_sweep_computed(sweep: Sweep, tmp_path: Path) -> None:
+    machine = Machine(device="cpu", threads=1, precision="bf16", compile=False)
+    command = rebuild_command(dataclasses.replace(sweep, machine=machine.identity()), tmp_path, tmp_path / "allocation.json")
+    found = cli.parse(shlex.split(command)[1:])
+    assert isinstance(found, cli.Apply)
+    assert found.machine.resolve() == machine
 
 
 def test_export_copies_the_model(sweep: Sweep, tmp_path: Path) -> None:
