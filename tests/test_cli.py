@@ -8,6 +8,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
@@ -161,6 +162,18 @@ def test_an_architecture_from_end_to_end(name: str, tiny_data: Path, tmp_path: P
     long = "the film was very great and this plot is lovely " * 20
     assert autoquant.load(folder).predict([long])[0] in ("negative", "positive")
     assert autoquant.load(folder).logits([("a film", "a plot")]).shape == (1, 2)
+
+
+def test_bf16_products_end_in_other_weights_of_as_many_bytes(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
+    files = []
+    for precision in ("fp32", "bf16"):
+        options = ["--precision", precision, "--recovery.mrem-steps", "2", "--recovery.mrem-modules", "2"]
+        metrics = search(tiny_classifier_dir, tiny_data, tmp_path / precision, *options)
+        files.append(tmp_path / precision / "model" / "model.safetensors")
+        budget = metrics["bytes"]["full_precision"] / 6
+        assert 0.98 * budget < metrics["bytes"]["file"] == files[-1].stat().st_size <= budget
+    assert files[0].read_bytes() != files[1].read_bytes()
+    assert all(np.isfinite(tensor).all() for tensor in load_file(files[1]).values())
 
 
 # Presets and spaces
