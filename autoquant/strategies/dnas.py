@@ -116,14 +116,25 @@ def learned_values(supernet: Supernet, strength: float, prior: Prior | None) -> 
     if prior is not None:
         values += supernet.table.parameters[:, None] * prior.beyond
         removal = None if removal is None else removal - unit_parameters(supernet.table) * prior.units_beyond
-    return values, removal
+    return values, None if removal is None else _with_contents(removal, values, supernet.table, 8 * strength)
 
 
 def prior_values(prior: Prior, table: ChoiceTable, strength: float) -> tuple[np.ndarray, np.ndarray]:
     """What every choice [N, K] and removal [U] was worth before a step was made, in the measure of `learned_values`."""
     values = table.parameters[:, None] * (prior.choices + prior.beyond) + 8 * strength * table.bytes
-    removal = np.zeros(0) if table.removable is None else -unit_parameters(table) * (prior.units + prior.units_beyond)
-    return values, removal
+    if table.removable is None:
+        return values, np.zeros(0)
+    removal = -unit_parameters(table) * (prior.units + prior.units_beyond)
+    return values, _with_contents(removal, values, table, 8 * strength)
+
+
+def _with_contents(removal: np.ndarray, values: np.ndarray, table: ChoiceTable, rate: float) -> np.ndarray:
+    """Removals [U] in the measure of `derive`, which takes off what a unit's contents are worth at a price: a unit's logit is
+    without them, since it says what is more likely at the search's own."""
+    choice, _ = at_price(values, table, rate)
+    everyone = np.arange(len(table))
+    content = values[everyone, choice] - rate * table.bytes[everyone, choice]
+    return removal + unit_contents(table, content, choice, rate)
 
 
 def trusting(
