@@ -62,6 +62,13 @@ def test_a_column_of_a_table_is_a_list_of_texts(predictor: Predictor) -> None:
     np.testing.assert_array_equal(predictor.logits(column, batch_size=2), predictor.logits(texts, batch_size=2))
 
 
+def test_texts_may_come_one_after_the_other(predictor: Predictor) -> None:
+    texts = ["the film was great", "the film was awful"]
+    assert predictor.predict(iter(texts)) == predictor.predict(texts)
+    with pytest.raises(DataError, match="batch size of 0"):
+        predictor.predict(texts, batch_size=0)
+
+
 def test_classes_in_another_order_are_the_same_classes(predictor: Predictor, reference: Reference) -> None:
     """Numbers are names in their own order; the model's order is negative, positive."""
     names = {0: "negative", 1: "positive"}
@@ -116,11 +123,21 @@ def test_a_missing_or_damaged_tokenizer(copy: Path) -> None:
         autoquant.load(copy)
 
 
-def test_a_missing_maximum_length(copy: Path) -> None:
+@pytest.mark.parametrize("length", [None, -3, 0, 1, True, 3, 65, 100_000, "32"])
+def test_a_maximum_length_that_is_none(copy: Path, length: object) -> None:
+    """Of 64 positions; two texts and their special tokens are four at least."""
     config = json.loads((copy / "config.json").read_text("utf-8"))
-    del config["quantization_config"]["max_length"]
+    config["quantization_config"]["max_length"] = length
     (copy / "config.json").write_text(json.dumps(config), "utf-8")
     with pytest.raises(ModelError, match="how long texts may be"):
+        autoquant.load(copy)
+
+
+def test_classes_that_are_not_all_named(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    config["id2label"] = {"1": "negative", "5": "positive"}
+    (copy / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(ModelError, match="does not name every class"):
         autoquant.load(copy)
 
 

@@ -61,10 +61,13 @@ def put_modules(model: PreTrainedModel, packed: PackedFile, memory: str, folder:
 
 
 def put_tensors(model: PreTrainedModel, packed: PackedFile) -> None:
-    """Fill a model with packed layers: every tensor in the dtype and on the device of its place, the CPU where it has none."""
+    """Fill a model with packed layers: every tensor in the dtype and on the device of its place, the CPU where it has none.
+
+    The model gets copies, so that what was read stays what `save_packed` compares with, and writes.
+    """
     state = {}
     for name, place in model.state_dict().items():
-        state[name] = packed.tensors[name].to("cpu" if place.is_meta else place.device, place.dtype)
+        state[name] = packed.tensors[name].to("cpu" if place.is_meta else place.device, place.dtype, copy=True)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False).eval()
     vars(model)["packed_file"] = packed

@@ -57,6 +57,8 @@ class Packed(nn.Module):
             self.unpacked = self.unpack()
         return self.unpacked
 
+    @torch.inference_mode(False)  # a weight made in it could never take part in a gradient
+    @torch.no_grad()
     def unpack(self, rows: Tensor | None = None) -> Tensor:
         """The weights of `rows` ([n] int64, None = all), [n, columns]."""
         if self._matrix is None or self._matrix.codes is not self.weight_codes:  # first use, or on another device since
@@ -64,6 +66,11 @@ class Packed(nn.Module):
             rest = self.weight_outliers, self.weight_positions
             self._matrix = PackedMatrix(self.weight_codes, self.weight_scales, layout, *rest)
         return self._matrix.dequantise(self.quantizer, rows).to(self.unpacked.dtype)
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        """Other codes: what was unpacked from those before goes."""
+        super()._load_from_state_dict(*arguments, **options)
+        self.unpacked, self._matrix = self.unpacked.new_empty(0), None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Packed:
         """Stored numbers keep their digits whatever the model is cast to."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BertForSequenceClassification
 
-from autoquant.core.errors import ModelError
+from autoquant.core.errors import CheckpointError, ModelError
 from autoquant.core.subgroup import Matrix, Partition, even_sizes, frequency_buckets
 from autoquant.pack.checkpoint import read_packed
 from autoquant.pack.matrix import PackedMatrix
@@ -88,6 +88,36 @@ def test_casting_a_layer_leaves_what_is_stored(memory: str) -> None:
     assert torch.equal(linear.weight, packed.dequantise(MIDRISE).bfloat16())
     copied = copy.deepcopy(linear)
     assert torch.equal(copied.weight, linear.weight)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_other_codes_are_unpacked_anew(
+    make_material: Maker, tiny_classifier: BertForSequenceClassification, tmp_path: Path, assign: bool
+) -> None:
+    """And what was read from the file stays as it was, so that the model is not saved as what it no longer is."""
+    folder = save(make_material(), tiny_classifier, tmp_path)
+    model, ids = load_packed(folder), torch.tensor([[2, 9, 11, 3]])
+    before, name = model(ids).logits, "bert.encoder.layer.1.output.dense.weight_codes"
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    state[name] = state[name].flip(0)
+    model.load_state_dict(state, assign=assign)
+    after = model(ids).logits
+    fresh = load_packed(folder)
+    fresh.load_state_dict(state)
+    assert torch.equal(after, fresh(ids).logits)
+    assert not torch.equal(after, before)
+    with pytest.raises(CheckpointError, match="weight_codes was changed after loading"):
+        model.save_pretrained(tmp_path / "again")
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+def test_a_layer_first_used_for_inference_takes_part_in_gradients(memory: str) -> None:
+    linear, x = PackedLinear(matrix(), None, MIDRISE, 32, memory=memory), torch.randn(3, COLUMNS)
+    with torch.inference_mode():
+        linear(x)
+    x.requires_grad_()
+    linear(x).square().sum().backward()
+    assert x.grad is not None
 
 
 def test_eight_bit_activations_are_computed_in_float32() -> None:
