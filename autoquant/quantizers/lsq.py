@@ -2,7 +2,8 @@
 
 LSQ: integers -Qp..Qp times the step, Qp = 2^(b-1) - 1; the step starts at 2 mean|w| / sqrt(Qp) (LSQ, section 2.1) and its
 gradient is scaled by 1 / sqrt(n Qp) for the n weights that share it (section 2.2). The step is learned as its logarithm, which
-keeps it positive. 1 bit, which the paper does not have, is the sign times half the step; the step starts at 2 mean|w|.
+keeps it positive. Weights up to half a step beyond Qp count as inside the range (`supernet.mixing`), in LSQ's equation 3 none
+do. 1 bit, which the paper does not have, is the sign times half the step; the step starts at 2 mean|w|.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ With W_mix = sum_k p_k Q_k(W) per row, dL/dp_k is the inner product of dL/dW_mix
 dL/dW_mix, then K reductions, without K copies of W (EdMIPS mixes weights; this is its cheap gradient). The two passes are
 bound by memory traffic, so they are compiled where a C++ compiler is at hand and run in chunks of rows otherwise.
 
-Shapes: weight [rows, columns]; scale, limit, offset, share [rows, K]. `scale` gets LSQ's gradient (Esser et al. 2020).
+Shapes: weight [rows, columns]; scale, limit, offset, share [rows, K]. `scale` gets LSQ's gradient (Esser et al. 2020), but that
+the whole last cell of a grid counts as inside: half a step more than LSQ's own integers, which it clips at the last one.
 """
 
 from __future__ import annotations
