@@ -35,9 +35,13 @@ CHANGES = {
         ("search", "search-groups-neurons"),
         ("groups-neurons", "groups-neurons-subgroup"),
     ),
+    "recovery": (
+        ("dnas", "longer"),
+        ("dnas", "long-recovery"),
+        ("uniform", "longer-uniform"),
+    ),
     "texts": (
         ("dnas", "texts"),
-        ("dnas", "longer"),
         ("longer", "texts"),
         ("long-recovery", "texts"),
         ("uniform", "texts-uniform"),

@@ -206,7 +206,7 @@ class RecoverySettings:
     training: Literal["retrain", "annealed", "ternarybert", "quant-noise", "prequant", "finetune"] = "retrain"
     """Which training comes first: on the recipe's losses with all blocks quantised, on those giving way to labels, with
     TernaryBERT's losses, with a random share of blocks quantised, of outlier weights alone, or on labels alone."""
-    steps: int = 400
+    steps: int = 1200
     """Its steps, with frozen bits on the whole training file."""
     start: Literal["teacher", "search", "pretrained"] = "teacher"
     """Restart from the teacher's weights, continue from the searched ones, or start over from the model that was given."""
