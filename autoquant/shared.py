@@ -27,7 +27,7 @@ from autoquant.core.errors import ModelError
 from autoquant.core.files import disk_errors, file_sha256
 from autoquant.core.progress import Progress
 from autoquant.core.run import RunDirectory
-from autoquant.core.settings import Recipe
+from autoquant.core.settings import Recipe, RecoverySettings
 from autoquant.core.space import load_space
 from autoquant.export.manifest import space_content
 from autoquant.machine import Machine
@@ -35,6 +35,8 @@ from autoquant.strategies import LEARNS_FROM, REUSABLE, SearchResult
 from autoquant.strategies.reuse import rederive
 from autoquant.tasks.data import TaskData
 from autoquant.workspace import Workspace
+
+NO_RECOVERY = RecoverySettings(steps=400)  # any would do that never changes: folders' names are made with it
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +172,7 @@ class SharedParts:
 def _upstream(recipe: Recipe) -> Recipe:
     """What decides calibration and searches: everything but recovery, and which of the strategies is asked for."""
     search = dataclasses.replace(recipe.search, strategy="dnas")
-    return dataclasses.replace(recipe, recovery=Recipe().recovery, search=search)
+    return dataclasses.replace(recipe, recovery=NO_RECOVERY, search=search)
 
 
 def pivot_budget(budgets: Sequence[int]) -> int:

@@ -50,7 +50,7 @@ BITS, RATIO = "2-2-8", 15
 TASKS, ALLOCATIONS, SEEDS = ("sst2", "mrpc"), (BITS, "searched"), (0, 1, 2)
 METHODS = ("none", "layer-wise", "mrem-s", "mrem-p", "retrain")
 PARTS = ("methods", "forcing", "modules", "samples", "curve")
-MREM_STEPS, RETRAIN_STEPS = 500, 400  # a module; RecoverySettings' own
+MREM_STEPS, RETRAIN_STEPS = 500, 400  # a module; of the whole network, as heads.toml has it
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def teacher_of(options: Options, task: str, data: TaskData) -> Path:
 def workspace(options: Options, name: str, blueprint: Blueprint, seed: int) -> Iterator[Workspace]:
     """The start that all cells of one task, allocation and seed share."""
     settings = {
-        "recipe": dataclasses.asdict(dataclasses.replace(blueprint.recipe, recovery=RecoverySettings())),
+        "recipe": dataclasses.asdict(dataclasses.replace(blueprint.recipe, recovery=RecoverySettings(steps=RETRAIN_STEPS))),
         "data": [blueprint.data.train.sha256(), blueprint.data.evaluation.sha256()],
         "teacher": file_sha256(Path(blueprint.source.path) / "model.safetensors"),
         "max_length": options.max_length,

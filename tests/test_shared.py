@@ -14,7 +14,7 @@ from autoquant.core.progress import SilentProgress
 from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe, RecoverySettings, SearchSettings, StudentSettings, TeacherSettings
 from autoquant.machine import Machine
-from autoquant.shared import SharedParts, cell_name, drop_copies, pivot_budget, weights_sha256
+from autoquant.shared import SharedParts, _upstream, cell_name, drop_copies, pivot_budget, weights_sha256
 from autoquant.supernet.mixing import KERNELS
 from autoquant.tasks.load import load_glue
 from autoquant.workspace import Workspace
@@ -58,6 +58,14 @@ def test_what_decides_a_calibration_names_its_folder(parts: SharedParts) -> None
     others = [{"trim_positions": True}, {"max_length": 16}, {"data": parts.data.for_tuning()}]
     keys = {dataclasses.replace(parts, **change)._key(RECIPE, 0) for change in ({}, *others)}
     assert len(keys) == 1 + len(others)
+
+
+@pytest.mark.parametrize("steps", [7, 400, 1200])
+def test_folders_are_found_whatever_recovery_is_the_default(steps: int) -> None:
+    """It had 400 steps when folders of sweeps and comparisons that people may have were named."""
+    assert RecoverySettings().steps != 400
+    recipe = dataclasses.replace(RECIPE, recovery=RecoverySettings(steps=steps))
+    assert _upstream(recipe) == dataclasses.replace(RECIPE, recovery=RecoverySettings(steps=400))
 
 
 def test_a_model_with_a_head_in_several_files_is_kept_in_one(

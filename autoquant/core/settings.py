@@ -19,7 +19,7 @@ LARGEST_SEED = 2**32 - 1
 
 
 def check_seed(seed: int) -> None:
-    """Raise RunError for a seed that a generator would not take."""
+    """Raise RunError for a seed that not all generators take (Optuna's samplers have 32 bits)."""
     if not 0 <= seed <= LARGEST_SEED:
         raise RunError(f"--seed {seed} must lie between 0 and {LARGEST_SEED}.")
 
