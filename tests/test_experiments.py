@@ -158,12 +158,12 @@ def test_ablation(tiny_classifier_dir: Path, tmp_path: Path, few_steps: Path) ->
 
 
 def test_rows_that_share_a_search_differ_in_what_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = module("ablation_rows", monkeypatch).ROWS
+    rows, pinned = module("ablation_rows", monkeypatch).ROWS, module("pinned", monkeypatch).PINNED
     sharing = {name: row for name, row in rows.items() if row.searched_by}
     assert {"annealed", "trust-50", "short-long"} <= set(sharing)
     for name, row in sharing.items():
         searcher = rows[row.searched_by]
-        own, other = row.recipe("default"), searcher.recipe("default")
+        own, other = row.recipe(pinned), searcher.recipe(pinned)
         search = dataclasses.replace(own.search, trust=other.search.trust)
         assert dataclasses.replace(own, search=search, recovery=other.recovery) == other, name
         assert row.scale == searcher.scale, name
@@ -176,7 +176,10 @@ def test_rows_that_share_a_search_differ_in_what_follows_it(monkeypatch: pytest.
 def test_cells_share_a_recipe_whatever_the_default_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only presets with a quantizer that needs another space leave its space; and the cells that are there can make tables."""
     pinned, compare = load_preset(module("pinned", monkeypatch).PINNED), module("compare", monkeypatch)
-    assert dataclasses.replace(pinned, space="default") == load_preset("default")
+    led_to = dataclasses.replace(pinned.recovery, steps=1200)
+    assert dataclasses.replace(pinned, space="default", recovery=led_to) == load_preset("default")
+    recipes = (load_preset(compare.argument(name)) for name in compare.RECIPES)
+    assert {recipe.recovery.steps for recipe in recipes} == {pinned.recovery.steps} == {400}
     spaces = {name: load_preset(compare.argument(name)).space for name in compare.RECIPES}
     assert {name for name, space in spaces.items() if space != pinned.space} == {f"quantizer-{q}" for q in ("gobo", "pq", "twn")}
     for path in (EXPERIMENTS / "annealed.toml", *(EXPERIMENTS / "peers").glob("no-training*.toml")):
