@@ -82,21 +82,28 @@ def at_price(
     values: np.ndarray, table: ChoiceTable, rate: float, removal: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best choice per sub-group [N] and the units to remove ([U] bool) when a byte costs `rate`."""
-    priced = np.where(table.allowed, values - rate * table.bytes, -np.inf)
-    choice = priced.argmax(axis=1)
+    net = priced(values, table, rate)
+    choice = net.argmax(axis=1)
     if removal is None or table.removable is None:
         return choice, np.zeros(0, dtype=bool)
-    gain = removal - unit_contents(table, priced[np.arange(len(table)), choice], choice, rate)
+    gain = removal - unit_contents(net, table, rate)
     return choice, table.removable.structure.spare_one(gain > 0, gain)
 
 
-def unit_contents(table: ChoiceTable, content: np.ndarray, choice: np.ndarray, rate: float) -> np.ndarray:
-    """What keeping each unit is worth at a price, [U]: its share of its sub-groups' `content` [N], less its own bytes.
+def priced(values: np.ndarray, table: ChoiceTable, rate: float) -> np.ndarray:
+    """Values less what their bytes cost at `rate`, [N, K]; -inf where a choice is not allowed."""
+    return np.where(table.allowed, values - rate * table.bytes, -np.inf)
+
+
+def unit_contents(net: np.ndarray, table: ChoiceTable, rate: float) -> np.ndarray:
+    """What keeping each unit is worth at a price, [U]: its share of its sub-groups' best `net` (`priced`), less its own bytes.
 
     Removed columns leave the scales of their rows, so these are added back.
     """
     assert table.removable is not None
-    structure, scales = table.removable.structure, table.removable.scale_bytes[np.arange(len(table)), choice]
+    choice, everyone = net.argmax(axis=1), np.arange(len(table))
+    content, scales = net[everyone, choice], table.removable.scale_bytes[everyone, choice]
+    structure = table.removable.structure
     return structure.rows.T @ content + structure.columns.T @ (content + rate * scales) - rate * table.removable.unit_bytes
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autoquant.core.cost import ChoiceTable
-from autoquant.core.derive import Derived, at_price, derive, fix_units, price, unit_contents, weigh
+from autoquant.core.derive import Derived, derive, fix_units, price, priced, unit_contents, weigh
 from autoquant.core.repair import repair
 from autoquant.core.settings import DistillationSettings
 from autoquant.strategies.base import Problem, SearchResult, Start
@@ -63,10 +63,7 @@ def sensitivity_prior(sensitivity: Sensitivity, table: ChoiceTable, budget_bytes
 def _unit_logits(sensitivity: Sensitivity, table: ChoiceTable, rate: float, strength: float) -> np.ndarray:
     if table.removable is None:
         return np.zeros(0)
-    choice, _ = at_price(-sensitivity.choices, table, rate)
-    everyone = np.arange(len(table))
-    content = -sensitivity.choices[everyone, choice] - rate * table.bytes[everyone, choice]
-    worth = sensitivity.removals + unit_contents(table, content, choice, rate)
+    worth = sensitivity.removals + unit_contents(priced(-sensitivity.choices, table, rate), table, rate)
     return strength * 8 * worth / rate / unit_parameters(table)
 
 
@@ -131,10 +128,7 @@ def prior_values(prior: Prior, table: ChoiceTable, strength: float) -> tuple[np.
 def _with_contents(removal: np.ndarray, values: np.ndarray, table: ChoiceTable, rate: float) -> np.ndarray:
     """Removals [U] in the measure of `derive`, which takes off what a unit's contents are worth at a price: a unit's logit is
     without them, since it says what is more likely at the search's own."""
-    choice, _ = at_price(values, table, rate)
-    everyone = np.arange(len(table))
-    content = values[everyone, choice] - rate * table.bytes[everyone, choice]
-    return removal + unit_contents(table, content, choice, rate)
+    return removal + unit_contents(priced(values, table, rate), table, rate)
 
 
 def trusting(
