@@ -122,6 +122,12 @@ def test_ours_is_measured_at_the_sizes_of_recipes_that_fix_their_own(monkeypatch
     assert "optuna-nsga2" in dict(compare.planned())
 
 
+def test_the_default_recipe_stands_beside_uniform_bits_in_a_table_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    compare = module("compare", monkeypatch)
+    assert "default" not in dict(compare.planned())
+    assert dict(compare.planned("default")) == {"default": compare.MANY_SEEDS, "uniform": compare.MANY_SEEDS}
+
+
 def test_ablation(tiny_classifier_dir: Path, tmp_path: Path, few_steps: Path) -> None:
     """On texts of which no two share a word."""
     rows = [f"good{index} bad{index} film{index}\t{index % 2}" for index in range(240)]
