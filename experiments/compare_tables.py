@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from autoquant.compare.cells import Cell, read_cells
 from autoquant.compare.table import NOTE, markdown, own_table, points, title, wide_table
 from autoquant.core.cost import mib_text
 from compare import CELLS, MATCHED, RATIOS, RESULTS, TASKS, planned
 
-PEERS, DEFAULT = RESULTS / "peers", RESULTS / "default" / CELLS.name
+PEERS = RESULTS / "peers"
+DEFAULT, DEFAULT_BEFORE = RESULTS / "default" / CELLS.name, RESULTS / "default-400" / CELLS.name
 NO_CELLS = "No cells yet: run `python experiments/compare.py --data-dir glue`."
 
 
@@ -22,9 +24,9 @@ def methods_table() -> str:
     return f"{_under_budgets(cells)}\n\n{NOTE} {_missing(cells)}"
 
 
-def default_table() -> str:
+def default_table(folder: Path = DEFAULT) -> str:
     """The default recipe beside uniform bits, under a teacher of their own."""
-    return _under_budgets(read_cells(DEFAULT)) or NO_CELLS
+    return _under_budgets(read_cells(folder)) or NO_CELLS
 
 
 def recipes_table() -> str:

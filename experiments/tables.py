@@ -17,7 +17,7 @@ import tyro
 from ablation_tables import CHANGES, ablation_table, changed_answers_table, changes_table, foretold_table
 from bench_export import export_table
 from compare_plot import plot_compare
-from compare_tables import default_table, linears_table, methods_table, recipes_table, whole_table
+from compare_tables import DEFAULT_BEFORE, default_table, linears_table, methods_table, recipes_table, whole_table
 from deployment_tables import deployment_table
 from lasting import lasting_table
 from mrem_tables import mrem_settings_table, mrem_table, plot_mrem
@@ -43,6 +43,7 @@ class Options:
 TABLES: dict[str, Callable[[], str]] = {
     "compare": methods_table,
     "compare-default": default_table,
+    "compare-default-400": partial(default_table, DEFAULT_BEFORE),
     "compare-recipes": recipes_table,
     "papers": lambda: paper_tables(known_cells(default_backbone().name), measured_only=True),
     "peers-linear": linears_table,
