@@ -43,7 +43,7 @@ class Options:
 TABLES: dict[str, Callable[[], str]] = {
     "compare": methods_table,
     "compare-default": default_table,
-    "compare-default-400": partial(default_table, DEFAULT_BEFORE),
+    "compare-default-before": partial(default_table, DEFAULT_BEFORE),
     "compare-recipes": recipes_table,
     "papers": lambda: paper_tables(known_cells(default_backbone().name), measured_only=True),
     "peers-linear": linears_table,
