@@ -16,16 +16,24 @@ def repair(values: np.ndarray, table: ChoiceTable, choice: np.ndarray, budget_by
     """
     if table.smallest() > budget_bytes:
         raise BudgetError(f"Budget {budget_bytes} bytes is below the smallest allocation, {table.smallest()} bytes.")
-    choice, everyone = choice.copy(), np.arange(len(table))
-    scored = np.where(table.allowed, values, -np.inf)
-    slack = budget_bytes - table.total(choice)
+    choice, scored = choice.copy(), np.where(table.allowed, values, -np.inf)
+
+    def changes(rows: np.ndarray, growing: bool) -> tuple[np.ndarray, np.ndarray]:
+        """What every other width of those sub-groups gains a byte (-inf: none to take), and its bytes more; both [rows, K]."""
+        gain = scored[rows] - scored[rows, choice[rows]][:, None]
+        extra = table.bytes[rows] - table.bytes[rows, choice[rows]][:, None]
+        possible = table.allowed[rows] & (extra > 0 if growing else extra < 0)
+        return np.where(possible, gain / np.where(extra == 0, 1, np.abs(extra)), -np.inf), extra
+
+    slack, growing = budget_bytes - table.total(choice), None
     while True:
-        gain = scored - scored[everyone, choice][:, None]
-        extra = table.bytes - table.bytes[everyone, choice][:, None]
-        possible = extra < 0 if slack < 0 else (extra > 0) & (extra <= slack)
-        rate = np.where(possible & table.allowed, gain / np.where(extra == 0, 1, np.abs(extra)), -np.inf)
-        row, column = np.unravel_index(int(rate.argmax()), rate.shape)
-        if rate[row, column] == -np.inf:
+        if growing is not (slack >= 0):
+            growing = slack >= 0
+            rate, extra = changes(np.arange(len(table)), growing)
+        open_ = np.where(extra <= slack, rate, -np.inf) if growing else rate
+        row, column = np.unravel_index(int(open_.argmax()), open_.shape)
+        if open_[row, column] == -np.inf:
             return choice
         slack -= int(extra[row, column])
         choice[row] = column
+        rate[row], extra[row] = (part[0] for part in changes(np.array([row]), growing))  # the others are as they were
