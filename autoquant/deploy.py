@@ -48,7 +48,8 @@ def export_run(run_dir: str | Path, name: str, data: TaskData | None = None, pro
         metrics["deployed"] = {**metrics.get("deployed", {}), name: entry}
         run.write_json("metrics.json", metrics)
         write_card(run.model_dir, metrics)
-    learned = read_manifest(run.model_dir / "allocation.json")["activations"] == "static"
+    manifest = read_manifest(run.model_dir / "allocation.json")
+    learned = manifest["activations"] == "static" and manifest["activation_bits"] < 32
     exact = EXPORTERS[name].activation_bits == 32 and not learned  # ranges round to codes: there a float's last bit decides
     _show(entry, exact, data, progress)
     return entry

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from autoquant.backbones.shorten import keep_layers
 from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import ChoiceTable, SizeBudget, choice_table
+from autoquant.core.errors import TrainingError
 from autoquant.core.files import disk_errors, file_sha256
 from autoquant.core.memory import watched_memory
 from autoquant.core.progress import Progress
@@ -312,7 +314,7 @@ class Workspace:
 
     def loss_after(self, steps: int, result: SearchResult, context: Context, stage: str) -> float:
         """How far predictions on the held-out part are from the teacher's, nats a text, after so many steps of the recipe's
-        recovery on the training part; read if the stage was done before."""
+        recovery on the training part; read if the stage was done before. Raises TrainingError if it diverges."""
         done = context.run.load_state(f"{stage}-loss")
         if done is None:
             recipe, supernet, seen = self.blueprint.recipe, self.to_recover(result), len(self.train)
@@ -321,6 +323,8 @@ class Workspace:
                 how = lambda: self.outputs.part(0, seen), settings, recipe.distillation, context, stage
                 REFINERS[settings.training].refine(RefineProblem(supernet, self.teacher, self.train, *how))
             done = {"loss": mean_divergence(supernet, self.outputs.part(seen, len(self.train_all)))}
+            if not math.isfinite(done["loss"]):  # of the last step, which no loss has seen
+                raise TrainingError(f"{stage}: its predictions are no numbers any more. Lower --recovery.learning-rate.")
             context.run.save_state(f"{stage}-loss", done)
             context.run.discard_state(stage)
         return float(done["loss"])

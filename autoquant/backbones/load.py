@@ -103,7 +103,7 @@ class ModelSource:
     def _trimmed(self, model: nn.Module) -> nn.Module:
         from transformers import AutoModelForSequenceClassification
 
-        smaller = AutoModelForSequenceClassification.from_config(self.config)
+        smaller = AutoModelForSequenceClassification.from_config(self.config, dtype=torch.float32)  # whatever the checkpoint's
         state = model.state_dict()
         name = f"{self.backbone.embedding_modules['position_embedding']}.weight"
         state[name] = state[name][: self.config.max_position_embeddings].clone()

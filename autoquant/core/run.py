@@ -168,7 +168,8 @@ class RunDirectory:
     def _remove_temporaries(self) -> None:
         """What a killed process was writing; only the holder of the lock may call it."""
         with disk_errors(self.path):
-            for folder in (self.path, self._stages_file.parent, self.teacher_dir, self.model_dir):
+            controls = self.path.glob("controls/*")
+            for folder in (self.path, self._stages_file.parent, self.teacher_dir, self.model_dir, *controls):
                 for file in folder.glob(f".*{TEMPORARY_SUFFIX}"):
                     file.unlink()
 
@@ -363,13 +364,22 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _check_space(path: Path, expected_bytes: int) -> None:
-    present = sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else 0
-    free = free_bytes(path)
+    present, free = _bytes_in(path), free_bytes(path)
     if expected_bytes - present > free:
         raise RunError(
             f"The run needs about {(expected_bytes - present) / MIB:.0f} MiB in {path}, {free / MIB:.0f} MiB are free: make "
             "room or give another --run-dir."
         )
+
+
+def _bytes_in(path: Path) -> int:
+    """Of all files below it. Another process may hold the folder still, so that temporary ones go meanwhile."""
+    found = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(FileNotFoundError):
+                found += (Path(folder) / name).stat().st_size
+    return found
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:

@@ -80,7 +80,8 @@ class TernaryBert:
                 target = taught()
                 value = distillation_loss(supernet, batch, target, STATES_AND_LOGITS)
                 student = [attention_scores(q, k, heads) for q, k in zip(seen[: len(queries)], seen[len(queries) :], strict=True)]
-                with torch.no_grad():  # a layer's input is the hidden state before it
+                full = torch.autocast(batch["input_ids"].device.type, enabled=False)  # as all that the teacher says
+                with torch.no_grad(), full:  # a layer's input is the hidden state before it
                     pairs = zip(target.hidden[:-1], *theirs, strict=True)
                     teacher = [attention_scores(query(hidden), key(hidden), heads) for hidden, query, key in pairs]
                 return value + attention_loss(student, teacher, batch["attention_mask"])

@@ -25,20 +25,25 @@ def unrolled_gradient(
     """
     with torch.no_grad():
         start = [w.clone() for w in weights]
-    step = torch.autograd.grad(train_loss(), weights)
+    step = _gradient(train_loss(), weights)
     _move(weights, start, step, -rate)
     loss = held_out_loss()
-    grads = torch.autograd.grad(loss, [*architecture, *weights])
+    grads = _gradient(loss, [*architecture, *weights])
     direct, direction = grads[: len(architecture)], grads[len(architecture) :]
     length = torch.stack([v.norm() for v in direction]).norm().clamp_min(torch.finfo(direction[0].dtype).tiny)
     epsilon = PERTURBATION / length
     sides = []
     for sign in (1.0, -1.0):
         _move(weights, start, direction, sign * epsilon)
-        sides.append(torch.autograd.grad(train_loss(), architecture))
+        sides.append(_gradient(train_loss(), architecture))
     _move(weights, start, direction, 0.0)
     product = [(above - below) / (2 * epsilon) for above, below in zip(*sides, strict=True)]
     return loss.detach(), [d - rate * p for d, p in zip(direct, product, strict=True)]
+
+
+def _gradient(loss: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Zeros of what the loss leaves out, as one of hidden states alone does with the classifier."""
+    return torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
 
 
 @torch.no_grad()

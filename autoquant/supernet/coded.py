@@ -72,19 +72,20 @@ class CodedWeight(MixedWeight):
         return torch.where(self.is_outlier[rows], weight, values) if self.quantizer.storage.outlier_every else values
 
     def chosen_widths(self) -> set[int]:
-        """Bits of the widths that sub-groups have."""
+        """Bits of the widths that sub-groups have; those that are pruned have none."""
         assert self._column is not None
-        return {self.widths[column] for column in self._column.tolist()}
+        return {self.widths[column] for column in self._column[self._share[:, 0] > 0].tolist()}
 
     def vector_length(self) -> int | None:
         storage = self.quantizer.storage
-        return max(map(storage.block, self.chosen_widths())) if storage.vectors else None
+        return max(map(storage.block, self.chosen_widths()), default=None) if storage.vectors else None
 
     @torch.no_grad()
     def measure_again(self) -> None:
         """Put codebooks of the weights as they are now in the place of the learned ones, at the widths that are chosen."""
-        found = self.quantizer.measure(self.weight, self.widths, self.group_of_row, sorted(self.chosen_widths()))
-        self.codebooks.copy_(found / self.spread)
+        if widths := sorted(self.chosen_widths()):
+            found = self.quantizer.measure(self.weight, self.widths, self.group_of_row, widths)
+            self.codebooks.copy_(found / self.spread)
 
     def quantiser_parameters(self) -> list[nn.Parameter]:
         return [self.codebooks]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 CHUNK_ROWS = 128
 FEWEST_COMPILED_ROWS = 64  # smaller matrices are not worth a compilation of their own
+VARIANTS = 64  # every number of widths is one, and torch stops compiling after eight without a word of ours
 
 Kernel = Callable[..., Any]
 
@@ -75,6 +76,9 @@ class Kernels:
         if self.compile and len(arguments[0]) >= FEWEST_COMPILED_ROWS:
             try:
                 if self._compiled is None:
+                    from torch import _dynamo  # slow to import
+
+                    _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, VARIANTS)
                     self._compiled = (torch.compile(mix_forward, dynamic=True), torch.compile(mix_backward, dynamic=True))
                 return self._compiled[which](*arguments)
             except Exception as error:  # any failure of the compiler's: the eager pass gives the same numbers

@@ -1,5 +1,6 @@
 """Models from directories: with a head or bare, cut to fewer positions, and what is wrong in one line."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -75,6 +76,15 @@ def test_positions_are_cut_only_if_asked(tiny_classifier_dir: Path, trim: bool) 
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(ids).logits, whole.eval()(ids).logits)
     assert model.config.max_position_embeddings == rows
+
+
+@pytest.mark.parametrize("trim", [True, False])
+def test_a_checkpoint_in_half_precision_is_loaded_as_float32(
+    tiny_classifier: BertForSequenceClassification, tiny_classifier_dir: Path, broken: Path, trim: bool
+) -> None:
+    copy.deepcopy(tiny_classifier).half().save_pretrained(broken)
+    model, _ = opened(broken, max_length=16, trim_positions=trim).load(0)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 # Other architectures

@@ -142,6 +142,17 @@ def test_too_little_room_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_file_that_goes_while_bytes_are_counted_is_no_error(tmp_path, monkeypatch):
+    """As those do that another process, which holds the folder, writes aside and puts into place."""
+    with RunDirectory.open(tmp_path / "run", SETTINGS) as run:
+        (run.path / "big").write_bytes(bytes(5000))
+    walked = [(str(run.path), [], ["big", ".stages.json.1.autoquant.tmp"])]
+    monkeypatch.setattr("autoquant.core.run.os.walk", lambda _: walked)
+    monkeypatch.setattr("autoquant.core.run.free_bytes", lambda path: 1000)
+    with RunDirectory.open(tmp_path / "run", SETTINGS, resume=True, expected_bytes=6000):
+        pass
+
+
 def test_what_a_resumed_run_has_written_needs_no_room_again(tmp_path, monkeypatch):
     with RunDirectory.open(tmp_path / "run", SETTINGS) as run:
         (run.path / "big").write_bytes(bytes(5000))
@@ -214,7 +225,9 @@ run.log("search", step=7)
 half = (run.path / "metrics.jsonl").open("a")
 half.write('{"stage": "sea')
 half.flush()
-(run.path / "checkpoint" / f".search.pt.{os.getpid()}.autoquant.tmp").write_bytes(b"half")
+(run.path / "controls" / "uniform").mkdir(parents=True)
+for folder, name in (("checkpoint", "search.pt"), ("controls/uniform", "model.safetensors")):
+    (run.path / folder / f".{name}.{os.getpid()}.autoquant.tmp").write_bytes(b"half")
 os.kill(os.getpid(), signal.SIGKILL)"""
     process = child(body, tmp_path)
     process.communicate(timeout=60)
@@ -225,6 +238,7 @@ os.kill(os.getpid(), signal.SIGKILL)"""
         run.log("search", step=8)
         assert run.read_log() == [{"stage": "search", "step": 7}, {"stage": "search", "step": 8}]
         assert [f.name for f in (tmp_path / "checkpoint").iterdir()] == ["search.pt"]
+        assert not any((tmp_path / "controls" / "uniform").iterdir())
 
 
 def test_kills_at_any_moment_lose_no_checkpoint(tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autoquant import workspace as workspace_module
 from autoquant.core.errors import TrainingError
 from autoquant.refine import REFINERS
 from autoquant.strategies import STRATEGIES, Problem, SearchResult
@@ -82,6 +83,15 @@ def test_recovery_for_a_while(workspace: Workspace, make_problem: MakeProblem, m
     assert len(problem.context.run.read_log()) == 60
     monkeypatch.setattr(Workspace, "frozen_supernet", None)
     assert problem.recovered(problem, result, "race-uniform") == after
+
+
+def test_a_candidate_whose_last_step_broke_it_is_out(make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No loss sees the weights after the last step, and a comparison with nan is never true."""
+    problem = make_problem(race_steps=0)
+    monkeypatch.setattr(workspace_module, "mean_divergence", lambda *_: float("nan"))
+    with pytest.raises(TrainingError, match="race-uniform: its predictions are no numbers any more"):
+        problem.recovered(problem, STRATEGIES["uniform"].search(problem), "race-uniform")
+    assert problem.context.run.load_state("race-uniform-loss") is None
 
 
 def test_no_row_of_the_held_out_part_is_learnt_from(make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch) -> None:

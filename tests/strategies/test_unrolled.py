@@ -55,6 +55,15 @@ def test_is_the_gradient_of_the_unrolled_objective() -> None:
     assert (first_order - true).norm() > 0.5 * true.norm()
 
 
+def test_a_weight_that_the_losses_leave_out_changes_nothing() -> None:
+    """Such as a classifier's, under the hidden states alone."""
+    toy, other = Toy(), torch.ones(2).double().requires_grad_()
+    train, held_out = (lambda: toy.train(toy.w, toy.o)), (lambda: toy.held_out(toy.w, toy.o))
+    _, grads = unrolled_gradient(train, held_out, [toy.w, other], [toy.o], RATE)
+    assert torch.equal(grads[0], toy.gradient(RATE)[1])
+    assert torch.equal(other.detach(), torch.ones(2).double())
+
+
 def test_without_a_step_it_is_first_order() -> None:
     toy = Toy()
     (first_order,) = torch.autograd.grad(toy.held_out(toy.w, toy.o), toy.o)

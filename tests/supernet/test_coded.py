@@ -112,6 +112,18 @@ def test_codebooks_are_measured_again_of_weights_that_moved(name: str) -> None:
     torch.testing.assert_close(mixed.scales(), fresh, rtol=1e-3, atol=1e-4)
 
 
+def test_a_pruned_sub_group_has_no_width() -> None:
+    mixed = coded("pq")
+    mixed.use_choice(torch.tensor([0, 1, 1]), torch.tensor([0.0, 1.0, 1.0]))
+    assert mixed.chosen_widths() == {3}
+    assert mixed.vector_length() == 2
+    mixed.use_choice(torch.tensor([0, 0, 0]), torch.zeros(3))
+    before = mixed.scales()
+    mixed.measure_again()
+    assert mixed.vector_length() is None
+    assert torch.equal(mixed.scales(), before)
+
+
 def test_codebooks_are_learned_in_units_of_what_is_used_of_them() -> None:
     weight, group = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)), torch.zeros(4, dtype=torch.int64)
     partition, gobo = Partition(Matrix("m", 4, 50, "query", 0), (2,), (4,)), QUANTIZERS["gobo"]

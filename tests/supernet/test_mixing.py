@@ -107,6 +107,21 @@ def test_compiled_passes_match_the_eager_ones(caplog: pytest.LogCaptureFixture) 
     assert kernels.compile, caplog.text
 
 
+def test_every_number_of_widths_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which a comparison of all methods has six: torch itself would stop at eight."""
+    compiled, compiler = list[int](), torch.compile
+
+    def counting(module: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        compiled.append(1)
+        return module
+
+    monkeypatch.setattr(mixing.torch, "compile", lambda function, dynamic: compiler(function, dynamic=dynamic, backend=counting))
+    kernels = Kernels()
+    for count in range(1, 12):
+        kernels.forward(*problem(mixing.FEWEST_COMPILED_ROWS, 8, tuple(range(1, count + 1))[:8] + (8,) * max(0, count - 8)))
+    assert len(compiled) >= 11
+
+
 @pytest.mark.parametrize("at_call", [True, False])
 def test_falls_back_with_a_word_when_the_compiler_fails(
     at_call: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -103,7 +103,7 @@ def look_up_rows(graph: Graph, table: Coded, ids: str) -> str:
     With signs s = 2 bit - 1 in place of bits, value = step * (sum_p 2^(p-1) s_p + (2^b - 1) / 2 - limit), in which the
     constant vanishes for grids of half-integers. So a row is a product of its weights [planes] and its signs.
     """
-    columns, most = table.shape[1], int(table.widths.max())
+    columns, most = table.shape[1], _planes_of_the_widest(table)
     widths = graph.op("Unsqueeze", values_by_row(graph, table.widths.astype(np.int32)), graph.integers(1))
     steps = graph.op("Unsqueeze", values_by_row(graph, table.steps), graph.integers(1))
     plane = _count_up(graph, most)
@@ -135,9 +135,14 @@ def _shifts(table: Coded) -> np.ndarray:
     return shifts
 
 
+def _planes_of_the_widest(table: Coded) -> int:
+    """One at least, of zeros: a table whose rows are all pruned is looked up all the same."""
+    return max(1, int(table.widths.max()))
+
+
 def _planes(table: Coded) -> np.ndarray:
     """[sum of widths + the largest, ceil(columns / 8)] uint8: every row's planes, lowest bit first; zeros after the last."""
-    most = int(table.widths.max())
+    most = _planes_of_the_widest(table)
     bits = (table.codes[:, None, :] >> np.arange(most, dtype=np.uint8)[:, None]) & 1
     packed = np.packbits(bits, axis=-1, bitorder="little")
     live = np.arange(most) < table.widths[:, None]
