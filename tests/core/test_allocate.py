@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from autoquant.core.allocate import FILL, allocate
+from autoquant.core.allocate import allocate
 from autoquant.core.cost import ChoiceTable
 from autoquant.core.errors import BudgetError
 from autoquant.core.subgroup import Matrix, Partition
@@ -59,10 +59,17 @@ def test_a_swap_finds_what_greed_misses() -> None:
     assert allocate(values, table([[0, 6], [0, 10]]), 10).tolist() == [0, 1]
 
 
+def test_what_is_left_over_goes_to_what_fits_it() -> None:
+    # the first takes 5 of the 6 bytes; the second, next best by the byte, no longer fits, and the third does
+    values = np.array([[0.0, 10.0], [0.0, 6.0], [0.0, 1.0]])
+    assert allocate(values, table([[0, 5], [0, 5], [0, 1]]), 6).tolist() == [1, 0, 1]
+
+
 def test_forbidden_choices_are_never_made() -> None:
     values = np.array([[9.0, 0.0, 5.0], [0.0, 1.0, 9.0]])
     allowed = np.array([[False, True, True], [True, True, False]])
     assert allocate(values, table([[0, 2, 4], [0, 2, 4]], allowed), 6).tolist() == [2, 1]
+    assert allocate(values, table([[0, 2, 4], [0, 2, 4]], allowed), 2).tolist() == [1, 0]
     with pytest.raises(BudgetError, match="Budget 1 bytes is below the smallest allocation, 2 bytes"):
         allocate(values, table([[0, 2, 4], [0, 2, 4]], allowed), 1)
 
@@ -71,7 +78,18 @@ def test_falling_values_still_fill_the_budget() -> None:
     values, costs = instance(0, 300, concave=True)
     budget = int(0.4 * costs.largest())
     choice = allocate(-values, costs, budget)
-    assert FILL * budget <= costs.total(choice) <= budget
+    assert 0.99 * budget <= costs.total(choice) <= budget
+
+
+def test_fixed_bytes_count_as_used() -> None:
+    # 90 bytes and the 900 of the rest fill 99 % of the budget, so none are bought at a loss
+    assert allocate(np.array([[0.0, 10.0, 9.0]]), table([[0, 90, 100]], fixed=900), 1000).tolist() == [1]
+
+
+def test_bytes_are_rewarded_just_enough_to_fill_the_budget() -> None:
+    # a hundred bytes that cost 1, 2, ... 100 of value: 99 are enough, and the dearest is spared
+    values = np.stack([np.zeros(100), -np.arange(1.0, 101.0)], axis=1)
+    assert allocate(values, table([[0, 1]] * 100), 100).tolist() == [1] * 99 + [0]
 
 
 @pytest.mark.parametrize(("counts", "gap"), [((60, 120), 1e-2), ((200, 300), 1e-3)])
@@ -103,7 +121,7 @@ def test_never_over_and_at_least_99_percent_used(seed: int, count: int, share: f
     budget = int(costs.smallest() + share * (costs.largest() - costs.smallest()))
     choice = allocate(values, costs, budget)
     assert costs.total(choice) <= budget
-    assert costs.total(choice) >= min(FILL * budget, costs.largest())
+    assert costs.total(choice) >= min(0.99 * budget, costs.largest())
 
 
 def test_same_values_same_choice() -> None:

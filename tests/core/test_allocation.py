@@ -28,3 +28,5 @@ def test_check_fits() -> None:
         ALLOCATION.check_fits([QUERY])
     with pytest.raises(CheckpointError, match="3 sub-groups for query, the space cuts it into 2"):
         BitAllocation({"query": (2, 0, 2), "key": (4,)}).check_fits([QUERY, KEY])
+    with pytest.raises(CheckpointError, match="gives query 3 bits, the space allows 0, 2, 4"):
+        BitAllocation({"query": (2, 3), "key": (4,)}).check_fits([QUERY, KEY])

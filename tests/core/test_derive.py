@@ -7,7 +7,8 @@ import pytest
 
 from autoquant.core.allocate import allocate
 from autoquant.core.cost import ByteModel, ChoiceTable, choice_table
-from autoquant.core.derive import at_price, derive, fix_units, price, remove_by_name, weigh
+from autoquant.core.derive import at_price, derive, fix_units, price, priced, remove_by_name, unit_contents, weigh
+from autoquant.core.errors import BudgetError
 from autoquant.core.structure import find_units
 from autoquant.core.subgroup import Matrix, Partition, even_sizes
 
@@ -67,11 +68,39 @@ def test_nothing_is_removed_unless_told_what_removal_is_worth() -> None:
     assert derive(values, TABLE, middle(0.2), removal - 1e6).allocation == plain
 
 
+def test_nothing_is_removed_for_nothing() -> None:
+    nothing = np.zeros((len(TABLE), len(TABLE.widths)))
+    assert derive(nothing, TABLE, middle(0.5), np.zeros(4)).allocation.removed == ()
+
+
 def test_what_costs_nothing_to_remove_goes_but_for_one() -> None:
     values, removal = draw_values(1)
     derived = derive(values, TABLE, middle(0.2), np.zeros_like(removal))
     assert len(derived.allocation.removed) == 3
     assert {len(bits) for bits in derived.allocation.bits.values()} == {1, 4}
+
+
+def test_removals_of_other_prices_than_the_budgets_are_tried() -> None:
+    values, removal = draw_values(6)
+    _, gone = at_price(values, TABLE, price(values, TABLE, middle(0.1), removal), removal)
+    assert gone.tolist() == [False, True, True, True]
+    assert derive(values, TABLE, middle(0.1), removal).allocation.removed == ("0.head.2", "0.head.3")
+
+
+def test_a_budget_that_only_removals_meet_is_refused() -> None:
+    values, removal = draw_values(0)
+    with pytest.raises(BudgetError, match="below the smallest allocation"):
+        derive(values, TABLE, TABLE.smallest() - 1, np.zeros_like(removal))
+
+
+def test_what_a_unit_holds_is_worth_by_hand() -> None:
+    """At a price of 1 a sub-group of 2 bits, worth 100, weighs 8 rows of 8 bytes of codes and 2 of scale: 20 are left.
+
+    A head has one of Q, K and V each and a quarter of the output's four, whose 16 bytes of scales stay; of its own it has 24
+    biases of 2 bytes and 3 bytes of layout: 3 * 20 + 4 * (20 + 16) / 4 - 51 = 45.
+    """
+    values = np.where(np.asarray(TABLE.widths) == 2, 100.0, 0.0) * np.ones((len(TABLE), 1))
+    np.testing.assert_allclose(unit_contents(priced(values, TABLE, 1.0), TABLE, 1.0), 45.0)
 
 
 def test_the_price_weighs_the_budget_with_units_out() -> None:

@@ -46,6 +46,12 @@ def test_a_kind_overrides_the_default() -> None:
         ({"default": {**DEFAULT, "groups": True}}, "groups = True"),
         ({"default": {**DEFAULT, "groups": "columns"}}, "groups = 'columns'"),
         ({"default": DEFAULT, "scale": "tensor"}, 'scale = "tensor" is not one of row, subgroup'),
+        ({"default": 3}, r"default must be a table, say \[default\]"),
+        ({"default": DEFAULT, "query": 3}, r"query must be a table, say \[query\]"),
+        ({"default": DEFAULT, "structure": {"layers": True}}, "knows heads and ffn_blocks, not layers"),
+        ({"default": DEFAULT, "structure": {"heads": 1}}, r"\[structure\] heads is true or false"),
+        ({"default": DEFAULT, "structure": {"ffn_blocks": True}}, r"\[structure\] heads is true or false"),
+        ({"default": DEFAULT, "structure": {"ffn_blocks": -1}}, r"\[structure\] heads is true or false"),
         ({}, "needs exactly bits and groups"),
     ],
 )
@@ -70,9 +76,9 @@ def test_partition_of_every_grouping() -> None:
     rules = {
         "query": Rule((4, 2), "heads"),
         "ffn_in": Rule((2,), "rows"),
-        "pooler": Rule((2,), 5),
+        "pooler": Rule((2,), 5, "subgroup"),
         "classifier": Rule((8,), 5),
-        "word_embedding": Rule((1, 8), 3),
+        "word_embedding": Rule((1, 8), 3, "row"),
     }
     matrices = [
         Matrix("q", 8, 8, "query", 0),
@@ -90,6 +96,7 @@ def test_partition_of_every_grouping() -> None:
     assert words.sizes == (3, 3, 3)
     assert words.buckets is not None
     assert words.buckets.tolist() == [2, 2, 2, 1, 1, 1, 0, 0, 0]
+    assert [part.scale for part in (query, ffn, pooler, classifier, words)] == [None, None, "subgroup", None, "row"]
 
 
 def test_one_bucket_is_a_plain_run() -> None:
@@ -101,8 +108,10 @@ def test_one_bucket_is_a_plain_run() -> None:
 
 def test_more_buckets_than_a_byte_can_name() -> None:
     words = Matrix("w", 900, 8, "word_embedding")
-    with pytest.raises(SpaceError, match="300 buckets; at most 255"):
-        SearchSpace("s", {"word_embedding": Rule((8,), 300)}).partition([words], 4, np.arange(900))
+    spaces = {count: SearchSpace("s", {"word_embedding": Rule((8,), count)}) for count in (255, 256)}
+    assert spaces[255].partition([words], 4, np.arange(900))[0].groups <= 255
+    with pytest.raises(SpaceError, match="256 buckets; at most 255"):
+        spaces[256].partition([words], 4, np.arange(900))
 
 
 def test_uniform_spaces_have_one_allocation() -> None:

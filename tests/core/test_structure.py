@@ -75,8 +75,9 @@ def test_a_partition_loses_the_sub_groups_of_its_units() -> None:
     assert prune_partition(query, [Unit(1, "head", 1, 4, 8)]) is query
 
 
-def test_sub_groups_that_straddle_heads_are_cut_again_evenly() -> None:
-    query = Partition(Matrix("q", 16, 10, "query", 0), (0, 2), even_sizes(16, 6))
+@pytest.mark.parametrize("groups", [5, 6])  # three quarters of them are 3.75 and 4.5
+def test_sub_groups_that_straddle_heads_are_cut_again_evenly(groups: int) -> None:
+    query = Partition(Matrix("q", 16, 10, "query", 0), (0, 2), even_sizes(16, groups))
     assert prune_partition(query, [Unit(0, "head", 0, 0, 4)]).sizes == even_sizes(12, 4)
 
 
@@ -173,3 +174,10 @@ def test_bits_a_weight_count_what_is_gone_as_nothing() -> None:
     gone = BitAllocation({p.matrix.name: (2,) * p.groups for p in smaller.partitions}, ("0.head.1",))
     weights = sum(p.matrix.parameters for p in MODEL.partitions)
     assert MODEL.encoder_bits(gone) == pytest.approx(2.0 * (1 - 4 * 8 * NARROW / weights))
+
+
+def test_bits_a_weight_are_those_of_the_encoder() -> None:
+    words = Partition(Matrix("words.weight", 50, NARROW, "word_embedding"), (8,), (50,))
+    model = dataclasses.replace(MODEL, partitions=(words, *MODEL.partitions))
+    bits = {p.matrix.name: (2,) * p.groups for p in MODEL.partitions} | {"words.weight": (8,)}
+    assert model.encoder_bits(BitAllocation(bits)) == pytest.approx(2.0)

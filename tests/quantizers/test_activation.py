@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch import nn
 
 from autoquant.quantizers.activation import StaticRange, fake_quantize_dynamic, fake_quantize_static
 
@@ -119,7 +120,23 @@ def test_what_is_stored_is_exact_in_float16() -> None:
     stored = static.stored()
     assert torch.equal(stored, stored.half().float())
     torch.testing.assert_close(stored, torch.tensor([0.0123, -1.2345]), rtol=1e-3, atol=0)
+
+
+def test_what_is_stored_is_within_float16() -> None:
     assert StaticRange(0.0, 0.0, 8).stored()[0] > 0
+    assert StaticRange(1e9, 1e9, 8).stored().tolist() == [65504.0, 65504.0]
+    shrunk = StaticRange(1.0, -1e9, 8)
+    nn.init.constant_(shrunk.log_step, -40.0)
+    assert shrunk.stored().tolist() == [2.0**-24, -65504.0]
+
+
+def test_a_static_range_quantises_with_what_is_stored_and_learns() -> None:
+    static, x = StaticRange(0.0123, -1.2345, 8), torch.randn(50, generator=torch.Generator().manual_seed(0))
+    values = static(x)
+    torch.testing.assert_close(values, fake_quantize_static(x, *static.stored(), 8), rtol=0, atol=1e-6)
+    values.square().sum().backward()
+    assert static.log_step.grad != 0
+    assert static.offset.grad != 0
 
 
 @given(values=st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=60), bits=st.sampled_from([4, 8]))

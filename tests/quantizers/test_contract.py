@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoquant.core.space import SUPPORTED_WIDTHS
-from autoquant.core.storage import Storage
+from autoquant.core.storage import FLOAT16_SMALLEST, Storage
 from autoquant.quantizers import QUANTIZERS, CodebookQuantizer, Quantizer, UniformQuantizer
 
 UNIFORM = {name: quantizer for name, quantizer in QUANTIZERS.items() if not isinstance(quantizer, CodebookQuantizer)}
@@ -108,6 +108,15 @@ def test_levels_are_symmetric(quantizer: UniformQuantizer, bits: int) -> None:
     values = quantizer.decode(codes, ones(quantizer), bits)[0]
     assert torch.equal(values, -values.flip(0))
     assert torch.equal(values, torch.arange(-grid.limit, grid.limit + 1))
+
+
+@every_case
+def test_a_row_of_zeros_has_a_scale_that_float16_holds(quantizer: UniformQuantizer, bits: int) -> None:
+    zeros = torch.zeros(2, 4)
+    scale = quantizer.initial_scale(zeros, bits)
+    step = scale[:, 0] if quantizer.asymmetric else scale
+    assert bool((step >= FLOAT16_SMALLEST).all())
+    assert bool(quantizer.fake_quantize(zeros, scale, bits).isfinite().all())
 
 
 @every_case

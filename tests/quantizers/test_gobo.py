@@ -51,6 +51,12 @@ def test_outliers_are_the_least_probable_of_their_own_sub_group() -> None:
     assert found == [[1, 7], [2, 3], [5, 499], [6, 0]]
 
 
+def test_outliers_are_far_from_the_mean_not_from_zero() -> None:
+    weight = torch.full((2, 500), 10.0)
+    weight[0, 7], weight[1, 3] = 10.5, 8.0
+    assert GOBO.outliers(weight, torch.zeros(2, dtype=torch.int64)).nonzero().tolist() == [[1, 3]]  # one of 1,000
+
+
 def test_outliers_are_kept_and_do_not_move_centroids() -> None:
     weight = torch.tensor([-1.0, 1.0]).repeat(5, 200)
     weight[3, 5], weight[0, 0] = 1000.1, -77.0

@@ -1,15 +1,19 @@
 """Which blocks Quant-Noise quantises, and that the clean ones' gradient is exact."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoquant.core.errors import SpaceError
 from autoquant.core.settings import RecoverySettings
 from autoquant.core.subgroup import Matrix, Partition
 from autoquant.quantizers import QUANTIZERS, CodebookQuantizer
+from autoquant.refine import quant_noise
 from autoquant.refine.quant_noise import BLOCK, quantised_in_part
 from autoquant.supernet.coded import CodedWeight
+from autoquant.supernet.mixed import MixedWeight
 
 
 def test_whole_blocks_are_quantised_or_not() -> None:
@@ -28,6 +32,22 @@ def test_a_block_is_what_a_code_stands_for(name: str, length: int | None) -> Non
     mixed = CodedWeight(weight, quantizer.measure(weight.detach(), (2,), group, (2,)), partition, (2,), quantizer)
     mixed.use_choice(torch.tensor([0]), torch.ones(1))
     assert mixed.vector_length() == length
+
+
+def test_recovery_draws_blocks_of_whole_codes_and_then_measures_again(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    supernet, measured, blocks = bench.supernet(), [], set()
+
+    def watching(quantised: Tensor, latent: Tensor, share: float, block: int = BLOCK) -> Tensor:
+        blocks.add(block)
+        return quantised_in_part(quantised, latent, share, block)
+
+    monkeypatch.setattr(quant_noise, "quantised_in_part", watching)
+    monkeypatch.setattr(MixedWeight, "vector_length", lambda _: 4)
+    monkeypatch.setattr(MixedWeight, "measure_again", lambda self: measured.append(self))
+    with bench.open_context() as context:
+        bench.refine("quant-noise", supernet, context, steps=2)
+    assert blocks == {4}
+    assert measured == [mixed for _, mixed in supernet.mixed_weights()]
 
 
 def test_a_share_of_one_quantises_everything() -> None:

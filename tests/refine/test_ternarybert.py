@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from autoquant.core.errors import RunError
-from autoquant.refine import REFINERS, ternarybert
+from autoquant.refine import REFINERS, RefineProblem, ternarybert
 from autoquant.refine.ternarybert import attention_loss, attention_scores, kept_outputs, projections
 from autoquant.training.distillation import distillation_loss
 
@@ -27,6 +28,8 @@ def test_loss_by_hand() -> None:
     student = [torch.tensor([[[[3.0, 9.0], [9.0, 9.0]]]]), torch.tensor([[[[1.0, 9.0], [9.0, 9.0]]]])]
     loss = attention_loss(student, [torch.zeros(1, 1, 2, 2)] * 2, torch.tensor([[1, 0]]))
     assert loss.item() == pytest.approx(9 + 1)
+    two = attention_loss([torch.full((1, 2, 1, 1), 3.0)], [torch.zeros(1, 2, 1, 1)], torch.tensor([[1]]))
+    assert two.item() == 9.0  # two heads, each 3 off
 
 
 def test_scores_before_the_softmax_are_the_models_own(bench: Any) -> None:
@@ -49,17 +52,27 @@ def test_scores_before_the_softmax_are_the_models_own(bench: Any) -> None:
         torch.testing.assert_close(again.softmax(-1), expected)
 
 
+def own_scores(problem: RefineProblem, model: nn.Module, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """A model's attention scores of every layer in a pass of its own."""
+    queries, keys = (projections(problem, model, kind) for kind in ("query", "key"))
+    with kept_outputs([*queries, *keys]) as seen, torch.no_grad():
+        model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+    return [attention_scores(query, key, heads=4) for query, key in zip(seen[:2], seen[2:], strict=True)]
+
+
 def test_the_first_loss_is_the_sum_of_the_terms(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
 
     def keeping(problem: Any, loss: Any, groups: Any) -> None:
         given.append(loss)
         indices = np.arange(6)
-        batch = problem.data.collate(indices)
+        batch = problem.data.collate(indices)  # of different lengths
         target = problem.outputs().batch(indices)
         whole = loss(batch, lambda: target, 0.0)
         plain = distillation_loss(problem.supernet, batch, target, ternarybert.STATES_AND_LOGITS)
-        assert whole.item() > plain.item() > 0
+        scores = [own_scores(problem, model, batch) for model in (problem.supernet.model, problem.teacher)]
+        expected = plain + attention_loss(*scores, batch["attention_mask"])
+        assert whole.item() == pytest.approx(expected.item(), rel=1e-3)  # the target's hidden states are in float16
         whole.backward()
         query = problem.supernet.model.bert.encoder.layer[0].attention.self.query.mixed.weight
         assert query.grad.abs().sum() > 0

@@ -1,4 +1,4 @@
-"""Exchanged words: the teacher reads what the student reads, and an interruption changes nothing."""
+"""Learning rates; exchanged words: the teacher reads what the student reads, and an interruption changes nothing."""
 
 import dataclasses
 from typing import Any
@@ -8,12 +8,38 @@ import pytest
 import torch
 
 from autoquant.core.progress import SilentProgress
+from autoquant.core.schedule import warmup_linear
 from autoquant.refine import REFINERS
-from autoquant.refine.train import TaughtTexts
+from autoquant.refine.train import TaughtTexts, everything
 from autoquant.training.distillation import teach
 from autoquant.training.loop import run_steps
 
 SHARE = 0.5
+
+
+@pytest.mark.parametrize(("name", "warmup"), [("retrain", 0.05), ("layer-wise", 0.1), ("mrem-s", 0.1)])
+def test_rates_rise_and_then_fall_to_nothing(name: str, warmup: float, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of weights and of scales, each from its own."""
+    rates, step = [], torch.optim.AdamW.step
+    own = {"learning_rate": 1e-3, "scale_learning_rate": 5e-3}
+    every = own | {f"mrem_{key}": rate for key, rate in own.items()}
+
+    def watching(self: Any, *arguments: Any) -> Any:
+        rates.append([group["lr"] for group in self.param_groups])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watching)
+    with bench.open_context() as context:
+        bench.refine(name, bench.supernet(), context, steps=20, mrem_steps=20, mrem_modules=1, batch_size=2, **every)
+    factors = [warmup_linear(number, 20, warmup) for number in range(20)]
+    np.testing.assert_allclose(rates[:20], np.outer(factors, list(own.values())))
+
+
+def test_scales_do_not_decay(bench: Any) -> None:
+    with bench.open_context() as context:
+        weights, scales = everything(bench.problem("retrain", bench.supernet(), context))
+    assert "weight_decay" not in weights
+    assert scales["weight_decay"] == 0.0
 
 
 def refuse() -> Any:

@@ -9,8 +9,9 @@ from scipy.stats import spearmanr
 
 from autoquant.core.allocate import allocate
 from autoquant.strategies import STRATEGIES, Problem, SearchResult
-from autoquant.strategies.reversed import reverse
+from autoquant.strategies.reversed import reverse, reverse_removals
 from autoquant.strategies.uniform import nearest_columns
+from autoquant.supernet.build import unit_parameters
 
 MakeProblem = Callable[..., Problem]
 
@@ -78,6 +79,17 @@ def test_reversing_by_hand() -> None:
     allowed = np.array([[True] * 3, [True] * 3, [True] * 3, [True, True, False]])
     reversed_ = reverse(values, allowed, np.array([10, 20, 10, 10]))
     np.testing.assert_allclose(reversed_, [[10.0, 70.0, 100.0], [0.0, 10.0, 20.0], [0.0, 30.0, 40.0], [7.0, 8.0, -np.inf]])
+
+
+def test_reversing_removals_turns_those_of_a_kind_around(make_structured: MakeProblem) -> None:
+    """Per weight the units are worth 1, 2, 3 ...: those of a kind take each other's, the first that of the last."""
+    table = make_structured(0.2).table
+    units, sizes = table.removable.structure.units, unit_parameters(table)
+    worth = np.arange(1.0, len(units) + 1)
+    found = reverse_removals(worth * sizes, table) / sizes
+    for kind in ("head", "ffn"):
+        members = [number for number, unit in enumerate(units) if unit.kind == kind]
+        np.testing.assert_allclose(found[members], worth[members[::-1]])
 
 
 def test_reversing_twice_is_no_change(make_problem: MakeProblem) -> None:

@@ -16,6 +16,7 @@ from autoquant.core.derive import derive, price
 from autoquant.strategies import STRATEGIES, Problem, SearchResult, Start, dnas
 from autoquant.strategies.dnas import Prior, learned_values, prior_values, sensitivity_prior, start_from, trusting
 from autoquant.strategies.sensitivity import Sensitivity
+from autoquant.supernet.build import Supernet
 
 MakeProblem = Callable[..., Problem]
 SHARES = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
@@ -212,6 +213,36 @@ def test_weights_learn_from_one_part_and_bits_from_the_other(make_problem: MakeP
     assert read == ["train", "train", "train", "held_out", "train", "held_out"]
 
 
+def test_bits_are_judged_with_a_weight_of_hidden_states_of_their_own(
+    make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, seen, real = make_problem(steps=2, warmup=0.0, architecture_hidden=0.25), [], dnas.distillation_loss
+
+    def watching(*arguments: Any) -> torch.Tensor:
+        seen.append(arguments[-1].hidden)
+        return real(*arguments)
+
+    monkeypatch.setattr(dnas, "distillation_loss", watching)
+    search(problem)
+    assert seen == [problem.distillation.hidden, 0.25] * 2
+
+
+@pytest.mark.parametrize("sampling", ["soft", "hard"])
+@pytest.mark.parametrize("weight_sampling", ["soft", "hard"])
+def test_bits_and_weights_learn_under_the_samples_that_are_asked_for(
+    sampling: str, weight_sampling: str, make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed, real = [], Supernet.use_mixture
+
+    def watching(self: Supernet, temperature: float, hard: bool) -> None:
+        mixed.append("hard" if hard else "soft")
+        real(self, temperature, hard)
+
+    monkeypatch.setattr(Supernet, "use_mixture", watching)
+    search(make_problem(steps=1, warmup=0.0, sampling=sampling, weight_sampling=weight_sampling))
+    assert mixed == (["soft", sampling] if weight_sampling == "soft" else [sampling])  # a hard sample of weights is a choice
+
+
 def test_weights_and_scales_move_and_start_from_the_teacher(make_problem: MakeProblem) -> None:
     problem = make_problem(steps=3, warmup=0.0)
     fresh = problem.make_supernet()
@@ -358,6 +389,36 @@ def test_single_level_steps_share_their_batches_of_the_whole_file(make_problem: 
 def test_second_order_differs_from_first(make_problem: MakeProblem) -> None:
     results = [search(make_problem(stage=f"{rate}", steps=2, warmup=0.0, unrolled=rate)) for rate in (0.0, 1.0)]
     assert not np.array_equal(results[0].values, results[1].values)
+
+
+def test_the_four_losses_of_an_unrolled_step_are_of_one_sample_of_bits(
+    make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares, real = [], Supernet.use_mixture
+
+    def watching(self: Supernet, temperature: float, hard: bool) -> None:
+        real(self, temperature, hard)
+        shares.append(torch.cat([mixed._share.detach() for _, mixed in self.mixed_weights()]))
+
+    monkeypatch.setattr(Supernet, "use_mixture", watching)
+    search(make_problem(steps=2, warmup=0.0, unrolled=1e-3))
+    assert len(shares) == 8
+    for step in (shares[:4], shares[4:]):
+        assert all(torch.equal(share, step[0]) for share in step)
+    assert not torch.equal(shares[0], shares[4])
+
+
+def test_the_size_term_is_in_an_unrolled_step_too(make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no loss has a gradient, and every width is as likely, only the size leads to a budget far below."""
+
+    def flat(train: Any, held_out: Any, weights: Any, architecture: Any, rate: float) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return torch.zeros(()), [torch.zeros_like(logits) for logits in architecture]
+
+    monkeypatch.setattr(dnas, "unrolled_gradient", flat)
+    problem = make_problem(0.15, steps=2, warmup=0.0, prior_strength=0.0, unrolled=1e-3)
+    search(problem)
+    first, second = (line["expected_bytes"] for line in problem.context.run.read_log())
+    assert second < first
 
 
 def test_argmax_starts_from_the_most_probable_and_the_knapsack_does_not(make_problem: MakeProblem) -> None:

@@ -71,19 +71,19 @@ def problem() -> tuple[Tiny, ChoiceTable, dict[str, Tensor], Encoded]:
 
 
 def scores(
-    problem: tuple[Tiny, ChoiceTable, dict[str, Tensor], Encoded], counts: np.ndarray, seed: int = 7, coherent: bool = False
+    problem: tuple[Tiny, ChoiceTable, dict[str, Tensor], Encoded], counts: np.ndarray, seed: int = 7, **how: Any
 ) -> np.ndarray:
     model, table, scales, data = problem
-    return fisher_scores(model, BERT, table, QUANTIZER, scales, data, counts, seed, SilentProgress(), coherent).choices
+    return fisher_scores(model, BERT, table, QUANTIZER, scales, data, counts, seed, SilentProgress(), **how).choices
 
 
-def drawn_gradients(model: Tiny, data: Encoded, seed: int) -> list[dict[int, Tensor]]:
+def drawn_gradients(model: Tiny, data: Encoded, seed: int, temperature: float = 1.0) -> list[dict[int, Tensor]]:
     """The gradient by its logits that each text is given, by batch."""
     torch.manual_seed(seed)
     found = []
     for order in data.by_length(32):
         logits = model(**data.collate(order)).logits.detach().requires_grad_()
-        (gradients,) = torch.autograd.grad(fisher_loss(logits), logits)
+        (gradients,) = torch.autograd.grad(fisher_loss(logits, temperature), logits)
         found.append(dict(zip(order.tolist(), gradients, strict=True)))
     assert len(found) == 2
     return found
@@ -92,12 +92,12 @@ def drawn_gradients(model: Tiny, data: Encoded, seed: int) -> list[dict[int, Ten
 COUNTS = np.array([0, 5, 4, 2, 1, 0])
 
 
-@pytest.mark.parametrize("coherent", [False, True])
-def test_scores_of_a_linear_layer(problem: Any, coherent: bool) -> None:
+@pytest.mark.parametrize(("coherent", "temperature"), [(False, 1.0), (True, 1.0), (False, 4.0)])
+def test_scores_of_a_linear_layer(problem: Any, coherent: bool, temperature: float) -> None:
     """Squared gradient times squared change, summed; coherent: their products summed over a text and a sub-group, squared."""
     model, table, scales, data = problem
-    found = scores(problem, COUNTS, coherent=coherent)[table.slices()["hidden.weight"]]
-    (first, second), expected = drawn_gradients(model, data, 7), np.zeros((2, 3))
+    found = scores(problem, COUNTS, coherent=coherent, temperature=temperature)[table.slices()["hidden.weight"]]
+    (first, second), expected = drawn_gradients(model, data, 7, temperature), np.zeros((2, 3))
     for text, by_logits in (first | second).items():
         x = model.words(torch.from_numpy(data.ids[text])) + model.positions.weight[: len(data.ids[text])]
         y = model.hidden(x).detach().requires_grad_()

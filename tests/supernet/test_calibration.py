@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autoquant.supernet.calibration import initial_scales, input_moments
+from autoquant.core.structure import Unit, prune_partition
+from autoquant.core.subgroup import Matrix, Partition
+from autoquant.supernet.calibration import initial_scales, input_moments, input_ranges, kept_scales
 from autoquant.training.batches import Encoded
 
 
@@ -47,6 +49,15 @@ def test_moments_do_not_depend_on_the_batches(bench: Any) -> None:
     torch.testing.assert_close(one, sum(each) / 3, atol=1e-4, rtol=1e-4)
 
 
+def test_ranges_are_the_mean_size_and_the_smallest_of_the_real_inputs() -> None:
+    """Two batches, and 35 tokens of two numbers in them: (0, 3) is there 34 times, and (1, -2) once."""
+    model = OneLayer()
+    model.embedding.weight[1, 1] = -2.0
+    ids = (np.array([2]),) * 32 + (np.array([1, 2, 2]),)
+    data = Encoded(ids, tuple(np.zeros_like(i) for i in ids), np.zeros(33, dtype=np.int64), pad_id=0)
+    assert input_ranges(model, ["dense.weight"], data) == {"dense.weight": (pytest.approx((34 * 3 + 3) / 70), -2.0)}
+
+
 @pytest.mark.parametrize("scale", ["row", "subgroup"])
 def test_scales_are_positive_and_exact_in_float16(make_bench: Callable[..., Any], scale: str) -> None:
     bench = make_bench(scale)
@@ -68,6 +79,14 @@ def test_the_scale_of_a_group_is_the_mean_of_its_rows(make_bench: Callable[..., 
     for group in range(partition.groups):
         mean = rows.scales[name][torch.from_numpy(partition.buckets == group)].mean(0)
         torch.testing.assert_close(groups.scales[name][group], mean, rtol=1e-3, atol=0)
+
+
+def test_kept_scales_are_those_of_the_rows_that_stay() -> None:
+    query, head = Partition(Matrix("q", 16, 10, "query", 0), (0, 2), (4, 4, 4, 4)), Unit(0, "head", 1, 4, 8)
+    smaller = prune_partition(query, [head])
+    rows, groups = torch.arange(1.0, 17.0)[:, None], torch.arange(1.0, 5.0)[:, None]
+    assert kept_scales(rows, query, smaller, [head])[:, 0].tolist() == [1, 2, 3, 4, *range(9, 17)]
+    assert kept_scales(groups, query, smaller, [head])[:, 0].tolist() == [1, 3, 4]
 
 
 def test_inputs_decide_the_scale(bench: Any) -> None:

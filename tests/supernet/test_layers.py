@@ -52,3 +52,10 @@ def test_a_linear_layer_quantises_its_input_only_if_told(mixed: ScaledWeight, ac
     mixed.use_choice(torch.tensor([2, 0, 1]), torch.ones(3))
     seen = fake_quantize_dynamic(x) if activation_bits == 8 else x
     torch.testing.assert_close(layer(x), functional.linear(seen, mixed(), source.bias))
+
+
+def test_an_input_stays_as_it_is_as_often_as_told(mixed: ScaledWeight) -> None:
+    torch.manual_seed(0)
+    x, layer = torch.randn(2000, 6), MixedPrecisionLinear(nn.Linear(6, 10), mixed, 8)
+    layer.drop = 0.9
+    assert (layer._quantised(x) == x).float().mean().item() == pytest.approx(0.9, abs=0.02)
