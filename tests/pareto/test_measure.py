@@ -1,10 +1,14 @@
 """What a machine must have before it claims a trial."""
 
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from autoquant import pipeline
+from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import RunError
 from autoquant.core.progress import SilentProgress
 from autoquant.core.space import load_space
@@ -23,3 +27,27 @@ def test_a_space_that_is_another_here_is_refused_before_a_trial(tmp_path: Path, 
     measurer(tmp_path, space=space_content(load_space("default"))).check()
     with pytest.raises(RunError, match="The space 'default' here is not that of the sweep"):
         measurer(tmp_path, space=space_content(load_space("rows"))).check()
+
+
+def test_a_trial_is_run_as_its_parameters_and_the_sweep_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def search(*_: Any, **options: Any) -> None:
+        asked.update(options)
+        raise InterruptedError
+
+    monkeypatch.setattr(pipeline, "search", search)
+    monkeypatch.setattr(Measurer, "teacher", "")
+    monkeypatch.setattr(Measurer, "shared", lambda _, *of: of)
+    ours = measurer(tmp_path, seeds=(0, 3), count="encoder", trim_positions=True, strategies=("dnas", "fisher"))
+    params = {"strategy": "fisher", "budget_bytes": 2**20, "seed": 3}
+    trial: Any = SimpleNamespace(user_attrs={"cell": "one"}, params=params)
+    with pytest.raises(InterruptedError):
+        ours(trial)
+    recipe, budget = ours.settings.recipe, SizeBudget(2**20, "encoder")
+    recipe = dataclasses.replace(recipe, search=dataclasses.replace(recipe.search, strategy="fisher"))
+    assert asked["shared"] == (recipe, budget, 3)
+    assert (asked["recipe"], asked["budget"], asked["seed"], asked["controls"]) == (recipe, budget, 3, ())
+    assert (asked["max_length"], asked["trim_positions"], asked["machine"]) == (32, True, ours.machine)
+    assert asked["run_dir"] == tmp_path / "trials" / "one"
+    assert (ours.parts.pivot, ours.parts.seed, ours.parts.trim_positions) == (budget, 0, True)
