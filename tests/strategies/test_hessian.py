@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autoquant.strategies import hessian
 from autoquant.strategies.hessian import data_slices, hessian_product, label_losses, top_eigenvalue
 from autoquant.training.distillation import label_loss
 
@@ -67,6 +68,16 @@ def test_a_product_of_a_real_model_is_the_change_of_its_gradient(make_problem: C
         expected = (above - below) / 2e-3
         assert ((ours - expected).norm() / expected.norm()).item() < 0.05
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_losses_of_all_batches_add_up_to_the_mean(make_problem: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = make_problem().train()
+    few = outputs.teacher, outputs.data.select(np.arange(12)), torch.device("cpu")
+    (whole,) = label_losses(*few)
+    monkeypatch.setattr(hessian, "BATCH_SIZE", 5)
+    parts = [loss.item() for loss in label_losses(*few)]
+    assert len(parts) == 3
+    assert sum(parts) == pytest.approx(whole.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("most", "size"), [(3, 3), (1000, 32)])
