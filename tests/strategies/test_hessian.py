@@ -87,3 +87,9 @@ def test_slices_share_no_text_and_are_at_most_their_share(most: int, size: int, 
     assert [len(part) for part in slices] == [size] * 10
     texts = [id(ids) for part in slices for ids in part.ids]
     assert len(set(texts)) == len(texts)
+
+
+def test_the_seed_draws_the_slices(make_problem: Callable[..., Any]) -> None:
+    data = make_problem().whole().data
+    first, again, other = ([ids.tolist() for ids in data_slices(data, 2, 4, seed)[1].ids] for seed in (3, 3, 4))
+    assert first == again != other
