@@ -99,6 +99,19 @@ def test_a_cell_is_made_with_its_own_seed_as_the_comparison_says(tmp_path: Path,
     assert asked["run_dir"] == tmp_path / "cells" / "fisher-1MiB-seed3"
 
 
+def test_a_table_of_the_first_seed_is_there_before_the_second_begins(
+    tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(module, "_measure_all", lambda _, tasks, __: asked.extend(task.name for task in tasks) or [])
+    budgets = [BudgetOptions(budget_mib=size).resolve() for size in (0.024, 0.018)]
+    options = {"max_length": 32, "machine": Machine("cpu", 1, compile=False), "run_dir": tmp_path / "run"}
+    data, methods = load_glue("sst2", tiny_data), ["uniform", "fisher"]
+    module.compare(tiny_classifier_dir, data, budgets=budgets, methods=methods, seeds=(1, 0), **options)  # type: ignore[arg-type]
+    cells = [f"{method}-{size}MiB" for method in methods for size in (0.018, 0.024)]
+    assert asked == [f"{cell}-seed{seed}" for seed in (1, 0) for cell in cells]
+
+
 def test_a_cell_is_what_its_packed_file_says(finished: Path, reference: Reference) -> None:
     cells = read_cells(finished / "results")
     data = load_glue("sst2", reference.data)

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from autoquant import cli
-from autoquant.pareto.settings import SweepSettings, spread_budgets
+from autoquant.pareto.settings import SweepSettings, make_plan, spread_budgets
 from autoquant.pareto.storage import default_storage
 from whole_sweeps import settings_of
 
@@ -21,6 +21,13 @@ def parsed(settings: SweepSettings) -> cli.Pareto:
 def test_points_are_even_on_a_log_scale() -> None:
     assert spread_budgets([4, 1], 3) == (2**20, 2**21, 2**22)
     assert spread_budgets([4, 1], None) == (2**20, 2**22)
+
+
+def test_a_front_of_the_first_seed_is_there_before_the_second_begins() -> None:
+    plan = make_plan(settings_of(budgets=(2**20, 2**21), strategies=("dnas", "uniform"), seeds=(1, 0)))
+    sizes = [(strategy, size) for size in (1, 2) for strategy in ("dnas", "uniform")]
+    assert list(plan.cells) == [f"{strategy}-{size}MiB-seed{seed}" for seed in (1, 0) for strategy, size in sizes]
+    assert plan.cells["uniform-2MiB-seed0"] == {"strategy": "uniform", "budget_bytes": 2**21, "seed": 0}
 
 
 def test_the_command_of_a_sweep_asks_for_the_same() -> None:
