@@ -7,12 +7,14 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 import autoquant
-from autoquant import cli
+from autoquant import cli, pipeline
 from autoquant.core.cost import MIB
 from autoquant.core.errors import CheckpointError
 from autoquant.core.files import file_sha256
@@ -20,7 +22,9 @@ from autoquant.core.settings import Recipe, RecoverySettings, SearchSettings, Te
 from autoquant.export.manifest import manifest_allocation, read_manifest
 from autoquant.machine import Machine
 from autoquant.pack.checkpoint import read_packed
+from autoquant.tasks.data import TaskData, TextData
 from autoquant.tasks.load import load_glue
+from autoquant.tasks.task import MOVIES
 from autoquant.training.batches import encode
 from autoquant.training.evaluate import predict_logits
 from runs import (
@@ -190,12 +194,12 @@ def test_apply_refuses_other_training_text(reference: Reference, tmp_path: Path,
     assert not (tmp_path / "run").exists()
 
 
-def test_apply_repeats_a_run_whose_rows_were_split_differently(
-    tiny_model_dir: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_apply_repeats_a_run_of_another_seed_whose_rows_were_split_differently_and_positions_trimmed(
+    tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    search(tiny_model_dir, tiny_data, tmp_path / "run", "--search.held-out", 0.4)
-    made = Reference(tmp_path / "run", tiny_model_dir, tiny_data, np.empty(0))
-    apply(made, tmp_path / "again")
+    search(tiny_classifier_dir, tiny_data, tmp_path / "run", "--search.held-out", 0.4, "--seed", 3, "--trim-positions")
+    made = Reference(tmp_path / "run", tiny_classifier_dir, tiny_data, np.empty(0))
+    apply(made, tmp_path / "again", "--model", str(tiny_classifier_dir))  # which has all its positions
     assert (tmp_path / "again" / "model" / "model.safetensors").read_bytes() == made.bytes("model.safetensors")
 
 
@@ -334,6 +338,20 @@ def test_recovery_learns_from_further_texts(
     assert set(more["hashes"]) - set(plain["hashes"]) == {"unlabelled"}
     assert f"--more-texts {tmp_path / 'more.tsv'}" in (tmp_path / "more" / "report.html").read_text("utf-8")
     assert "data.unlabelled" in refusal(search_arguments(tiny_classifier_dir, tiny_data, tmp_path / "more", "--resume"), capsys)
+
+
+def test_evaluation_texts_among_those_trained_on_are_said() -> None:
+    def rows(*texts: str) -> TextData:
+        return TextData(texts, None, np.zeros(len(texts), dtype=np.int64))
+
+    said: list[str] = []
+    data = TaskData(MOVIES, rows("a", "b", "c"), rows("c", "d"), (), unlabelled=rows("d", "e", "c"))
+    workspace: Any = SimpleNamespace(blueprint=SimpleNamespace(data=data), progress=SimpleNamespace(say=said.append))
+    pipeline._warn_of_overlap(workspace)
+    assert said == [
+        "Note: 1 of 2 evaluation texts are in the training file too.",
+        "Note: 2 of 2 evaluation texts are in --more-texts too.",
+    ]
 
 
 def test_a_subsample_is_the_rows_with_the_smallest_hash(tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +60,32 @@ def test_what_decides_a_calibration_names_its_folder(parts: SharedParts) -> None
     others = [{"trim_positions": True}, {"max_length": 16}, {"data": parts.data.for_tuning()}]
     keys = {dataclasses.replace(parts, **change)._key(RECIPE, 0) for change in ({}, *others)}
     assert len(keys) == 1 + len(others)
+
+
+def test_a_space_that_was_edited_has_a_folder_of_its_own(parts: SharedParts, tmp_path: Path) -> None:
+    file, keys = tmp_path / "mine.toml", set()
+    for bits in ("[2, 4]", "[2, 8]"):
+        file.write_text(f'name = "mine"\n[default]\nbits = {bits}\ngroups = 1\n', "utf-8")
+        keys.add(parts._key(dataclasses.replace(RECIPE, space=str(file)), 0))
+    assert len(keys) == 2
+
+
+def test_what_is_shared_is_made_with_seed_and_positions_of_its_runs(parts: SharedParts, tiny_classifier_dir: Path) -> None:
+    trimmed = dataclasses.replace(parts, model=str(tiny_classifier_dir), trim_positions=True)
+    with trimmed._workspace(RECIPE, "seed3", 3) as workspace:
+        assert workspace.seed == workspace.context.seed == 3
+        assert workspace.blueprint.trim_positions
+        assert workspace.blueprint.max_length == 32
+
+
+@pytest.mark.parametrize("start", ["teacher", "search"])
+def test_searched_weights_are_taken_over_where_recovery_goes_on_from_them(
+    start: Any, parts: SharedParts, tiny_classifier_dir: Path
+) -> None:
+    headed, adopted = dataclasses.replace(parts, model=str(tiny_classifier_dir)), dict[str, Any]()
+    shared = headed.for_run(dataclasses.replace(RECIPE, recovery=RecoverySettings(start=start)), SizeBudget(18_000), 0)
+    shared.adopt(SimpleNamespace(adopt=lambda _, results: adopted.update(results)))  # type: ignore[arg-type]
+    assert (adopted["dnas"].searched is not None) == (start == "search")
 
 
 @pytest.mark.parametrize("steps", [7, 400, 1200])

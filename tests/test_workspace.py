@@ -1,6 +1,7 @@
 """What all methods share is made once, kept in the run directory, and the same when read again."""
 
 import dataclasses
+import inspect
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,10 +17,10 @@ from autoquant.blueprint import Blueprint
 from autoquant.core.cost import SizeBudget
 from autoquant.core.progress import SilentProgress
 from autoquant.core.run import RunDirectory
-from autoquant.core.settings import Recipe, SearchSettings, TeacherSettings
+from autoquant.core.settings import Recipe, RecoverySettings, SearchSettings, TeacherSettings
 from autoquant.machine import Machine
 from autoquant.refine import REFINERS
-from autoquant.strategies import STRATEGIES
+from autoquant.strategies import STRATEGIES, Start
 from autoquant.supernet.mixing import KERNELS
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.load import load_glue
@@ -80,6 +81,50 @@ def test_a_bare_encoder_is_fine_tuned_once(open_workspace: Opener, tiny_model_di
         assert workspace.teacher_hash == digest
         assert not workspace.teacher.training
         assert all(torch.equal(tensor, state[name]) for name, tensor in workspace.teacher.state_dict().items())
+
+
+def test_a_teacher_is_stopped_by_texts_that_it_does_not_learn_from(
+    open_workspace: Opener, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(module, "finetune", lambda _, train, held_out, *__: asked.append((train, held_out)) or {})
+    with open_workspace(tiny_model_dir) as workspace:
+        workspace.teacher_result()
+        assert asked == [(workspace.train, workspace.held_out)]
+
+
+def test_calibration_reads_texts_of_the_training_part(open_workspace: Opener) -> None:
+    with open_workspace() as workspace:
+        parts = workspace.calibration_texts, workspace.train, workspace.held_out
+    chosen, train, held_out = ({ids.tobytes() for ids in part.ids} for part in parts)
+    assert len(parts[0]) == 32
+    assert chosen <= train
+    assert chosen.isdisjoint(held_out)
+
+
+def test_sensitivities_are_measured_as_the_settings_say(open_workspace: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def watched(name: str) -> None:
+        real = getattr(module, name)
+
+        def scores(*arguments: Any) -> Any:
+            asked.append(inspect.signature(real).bind(*arguments).arguments)
+            return real(*arguments)
+
+        monkeypatch.setattr(module, name, scores)
+
+    for name in ("fisher_scores", "measured_scores"):
+        watched(name)
+    how: dict[str, Any] = {"sensitivity": "coherent", "sensitivity_temperature": 3.0, "measured_samples": 5}
+    recipe = dataclasses.replace(RECIPE, search=dataclasses.replace(RECIPE.search, **how))
+    with open_workspace(recipe=recipe) as workspace:
+        problem = workspace.problem(SizeBudget(20_000), "search")
+        problem.measured(problem)
+        fisher, measured = asked
+        assert (fisher["coherent"], fisher["temperature"], fisher["seed"]) == (True, 3.0, 0)
+        assert fisher["data"] is workspace.calibration_texts
+        assert [ids.tolist() for ids in measured["data"].ids] == [ids.tolist() for ids in fisher["data"].ids[:5]]
 
 
 def test_calibration_is_kept(open_workspace: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +219,36 @@ def test_a_race_that_is_killed_before_its_result_is_written_is_not_run_again(
     with open_workspace(recipe=recipe) as workspace:
         workspace.search("race", budget)
         assert not list((workspace.run.path / "checkpoint").glob("race-*"))
+
+
+def test_a_race_recovers_for_no_longer_than_the_recipe(open_workspace: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(Workspace, "loss_after", lambda _, steps, *__: asked.append(steps) or 0.0)
+    with open_workspace(recipe=dataclasses.replace(RECIPE, recovery=RecoverySettings(steps=3))) as workspace:
+        problem = workspace.problem(SizeBudget(20_000), "search")
+        for steps in (2, 5):
+            search = dataclasses.replace(problem.search, race_steps=steps)
+            problem.recovered(dataclasses.replace(problem, search=search), workspace.search("uniform", problem.budget), "race")
+    assert asked == [2, 3]
+
+
+def test_recovery_goes_on_from_searched_weights_and_scales_where_it_should(open_workspace: Opener) -> None:
+    name = "bert.encoder.layer.0.output.dense"
+    with open_workspace(recipe=dataclasses.replace(RECIPE, recovery=RecoverySettings(start="search"))) as workspace:
+        weights = {key: tensor + 1 for key, tensor in workspace.teacher.state_dict().items()}
+        scales = {key: 2 * scale for key, scale in workspace.starting_point.scales.items()}
+        found = dataclasses.replace(workspace.search("uniform", SizeBudget(20_000)), searched=Start(weights, scales))
+        mixed = workspace.to_recover(found).model.get_submodule(name).mixed
+        assert torch.equal(mixed.weight, weights[f"{name}.weight"])  # type: ignore[union-attr]
+        torch.testing.assert_close(mixed.log_scale.exp(), scales[f"{name}.weight"])  # type: ignore[union-attr,operator]
+
+
+def test_what_a_run_has_already_stays_when_it_adopts(open_workspace: Opener) -> None:
+    with open_workspace() as workspace:
+        workspace.run.save_state("calibration", {"whose": "mine"})
+        workspace.adopt({name: {"whose": "theirs"} for name in ("starting-point", "calibration")}, {})
+        assert workspace.run.load_state("calibration") == {"whose": "mine"}
+        assert workspace.run.load_state("starting-point") == {"whose": "theirs"}
 
 
 def test_the_reversed_control_reuses_the_search(open_workspace: Opener) -> None:

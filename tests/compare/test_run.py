@@ -3,18 +3,25 @@
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from autoquant import cli, inference
+from autoquant import cli, inference, pipeline
 from autoquant.cli.options import BudgetOptions
 from autoquant.compare import run as module
 from autoquant.compare.cells import COLUMNS, Cell, read_cells
+from autoquant.compare.methods import resolve_methods
+from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import TrainingError
 from autoquant.core.files import file_sha256
+from autoquant.core.progress import SilentProgress
 from autoquant.core.run import RunDirectory
+from autoquant.core.settings import load_preset
+from autoquant.machine import Machine
 from autoquant.tasks.load import load_glue
 from autoquant.tasks.metrics import METRICS
 from runs import MACHINE, Reference, log_of, metrics_of, reference, refusal, start, task
@@ -69,6 +76,40 @@ def test_a_row_a_method_budget_and_seed(finished: Path) -> None:
     assert (table.peak_mib > 50).all()
     assert set(table[table.method == "plain"].recovery_steps) == {0}
     assert set(table[table.method != "plain"].recovery_steps) == {3 + 2 * 2}
+
+
+def test_a_cell_is_made_with_its_own_seed_as_the_comparison_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def search(*_: Any, **options: Any) -> None:
+        asked.update(options)
+        raise InterruptedError
+
+    parts = SimpleNamespace(teacher="teacher", for_run=lambda *of: of)
+    monkeypatch.setattr(pipeline, "search", search)
+    monkeypatch.setattr(module.Bench, "parts", parts)
+    recipe, budget, machine = load_preset("default"), SizeBudget(2**20, "encoder"), Machine("cpu", 1, compile=False)
+    bench = module.Bench(tmp_path, "model", None, None, recipe, (budget,), 32, True, machine, SilentProgress())  # type: ignore[arg-type]
+    (method,) = resolve_methods(["fisher"], recipe)
+    with pytest.raises(InterruptedError):
+        bench.measure(module.Task(method, budget, 3))
+    assert asked["shared"] == (method.recipe, budget, 3)
+    assert (asked["recipe"], asked["budget"], asked["seed"], asked["controls"]) == (method.recipe, budget, 3, ())
+    assert (asked["max_length"], asked["trim_positions"], asked["machine"]) == (32, True, machine)
+    assert asked["run_dir"] == tmp_path / "cells" / "fisher-1MiB-seed3"
+
+
+def test_a_table_of_the_first_seed_is_there_before_the_second_begins(
+    tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(module, "_measure_all", lambda _, tasks, __: asked.extend(task.name for task in tasks) or [])
+    budgets = [BudgetOptions(budget_mib=size).resolve() for size in (0.024, 0.018)]
+    options = {"max_length": 32, "machine": Machine("cpu", 1, compile=False), "run_dir": tmp_path / "run"}
+    data, methods = load_glue("sst2", tiny_data), ["uniform", "fisher"]
+    module.compare(tiny_classifier_dir, data, budgets=budgets, methods=methods, seeds=(1, 0), **options)  # type: ignore[arg-type]
+    cells = [f"{method}-{size}MiB" for method in methods for size in (0.018, 0.024)]
+    assert asked == [f"{cell}-seed{seed}" for seed in (1, 0) for cell in cells]
 
 
 def test_a_cell_is_what_its_packed_file_says(finished: Path, reference: Reference) -> None:

@@ -22,8 +22,9 @@ RIGHT, THREE, TWO = (0, 1, 1, 0), (0, 1, 1, 1), (1, 1, 1, 1)  # how many of the 
 
 def test_seeds_fold_to_mean_and_spread() -> None:
     cells = [small_cell("fisher", 0, RIGHT, seconds=10.0), small_cell("fisher", 1, TWO, seconds=40.0, peak_mib=400.0)]
+    cells.append(small_cell("fisher", 2, THREE, seconds=25.0, file_bytes=1_999_000))
     (row,) = summarise(cells)
-    assert (row.seeds, row.mean, row.smallest, row.largest) == (2, 0.75, 0.5, 1.0)
+    assert (row.seeds, row.mean, row.smallest, row.largest) == (3, 0.75, 0.5, 1.0)
     assert (row.seconds, row.peak_mib, row.file_bytes) == (25.0, 400.0, 2_000_000)
     assert row.difference is None
 
@@ -78,6 +79,17 @@ def test_budgets_side_by_side() -> None:
     assert by_name["fisher"][:5] == ["fisher", "1", "50.00 at 0.5 MiB", "", "100.00 at 1.907 MiB"]
     assert by_name["fisher"][5].startswith("+25.00 [")
     assert by_name["uniform"][2:6] == ["", "", "75.00 at 1.907 MiB", ""]
+
+
+def test_methods_side_by_side_are_ranked_by_their_mean_over_the_budgets() -> None:
+    """Seeds are the most that a budget has, seconds a median over the budgets, memory the largest."""
+    small = {"budget_bytes": 2**20}
+    cells = [small_cell("uniform", 0, TWO, seconds=1.0, peak_mib=300.0), small_cell("uniform", 0, THREE, seconds=4.0, **small)]
+    cells += [small_cell("fisher", seed, THREE, **small) for seed in (0, 1)] + [small_cell("fisher", 0, THREE)]
+    cells += [small_cell("default", 0, RIGHT), small_cell("default", 0, THREE, **small)]
+    _, (_, *rows) = wide_table(cells)
+    assert [row[:2] for row in rows] == [["default", "1"], ["fisher", "2"], ["uniform", "1"]]
+    assert rows[2][-2:] == ["2", "345"]
 
 
 def test_a_budget_of_the_encoder_is_no_share_of_the_file() -> None:

@@ -60,6 +60,12 @@ def test_a_space_that_offered_more_may_have_found_the_same() -> None:
     assert not studies._would_be_found(found, finer)
 
 
+def test_sizes_and_latencies_should_fall_and_metrics_rise(tmp_path: Path) -> None:
+    settings = settings_of(objectives=("size", "metric", "latency"))
+    study = studies.create_study(f"sqlite:///{tmp_path / 'study.db'}", "three", settings, resume=False)
+    assert [direction.name for direction in study.directions] == ["MINIMIZE", "MAXIMIZE", "MINIMIZE"]
+
+
 def test_a_resumed_sampler_does_not_draw_the_same_again(tmp_path: Path) -> None:
     settings = settings_of(tune={"recovery.learning-rate": "1e-4:1e-2"}, trials=4)
     plan, rates = make_plan(settings), []

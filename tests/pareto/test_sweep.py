@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import optuna
 import pytest
 from huggingface_hub import ModelCard
 from optuna.trial import TrialState
@@ -13,12 +14,14 @@ from autoquant import cli, pipeline
 from autoquant.cli.options import numbers
 from autoquant.core.errors import RunError
 from autoquant.core.files import file_sha256
+from autoquant.machine import Machine
 from autoquant.pareto import study as studies
-from autoquant.pareto.settings import make_plan, spread_budgets
+from autoquant.pareto.settings import SweepSettings, make_plan, spread_budgets
 from autoquant.pareto.sweep import collect, sweep
-from autoquant.pareto.trials import claim, enqueue_missing
+from autoquant.pareto.trials import claim, count, enqueue_missing
 from autoquant.reports.results import Missing, Point, Sweep
 from autoquant.shared import pivot_budget
+from autoquant.tasks.load import load_glue
 from runs import FEWEST, MACHINE, Reference, log_of, metrics_of, reference, refusal, task
 from whole_sweeps import CELLS, arguments, finished, settings_of, sqlite, trials_of
 
@@ -218,6 +221,33 @@ def test_a_failed_seed_is_missing_from_its_configuration(tmp_path: Path) -> None
     assert found is not None
     assert found.missing == (Missing("uniform", 1, 2**20, "The loss is not finite."),)
     assert [c.on_front for c in found.configurations] == [False]
+
+
+def test_a_resumed_sweep_tries_again_what_failed(
+    tiny_classifier_dir: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[int] = []
+
+    def fail(study: optuna.Study, settings: SweepSettings, *_: object) -> None:
+        waiting.append(count(study, make_plan(settings)).waiting)
+        trial = claim(study, make_plan(settings))
+        assert trial is not None
+        trial.set_user_attr("error", "The loss is not finite.")
+        study.tell(trial, state=TrialState.FAIL)
+
+    monkeypatch.setattr("autoquant.pareto.sweep.run_worker", fail)
+    for resume in (False, True):
+        sweep(
+            tiny_classifier_dir,
+            load_glue("sst2", tiny_data),
+            budgets=[0.018],
+            strategies=("uniform",),
+            run_dir=tmp_path / "run",
+            max_length=32,
+            machine=Machine("cpu", 1, compile=False),
+            resume=resume,
+        )
+    assert waiting == [1, 1]
 
 
 HEADS_MAY_GO = ["--space", "structured", "--recovery.mrem-steps", "1", "--trials", "3", "--strategies", "dnas"]

@@ -5,16 +5,22 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
 from autoquant import cli
 from autoquant.pareto import trials
-from autoquant.pareto.trials import by_cell
+from autoquant.pareto import worker as workers
+from autoquant.pareto.settings import SweepSettings, make_plan
+from autoquant.pareto.study import create_study
+from autoquant.pareto.trials import by_cell, claim
 from autoquant.reports.results import Sweep
 from runs import Reference, log_of, reference, refusal, start, wait_for
-from whole_sweeps import CELLS, arguments, finished, sqlite, trials_of
+from whole_sweeps import CELLS, arguments, finished, settings_of, sqlite, trials_of
 
 __all__ = ["finished", "reference"]
 
@@ -169,3 +175,20 @@ def test_a_worker_without_the_exporter_leaves_and_fails_nothing(
     join = ["pareto-worker", "--study", "one", "--storage", sqlite(tmp_path / "one"), "--run-dir", str(tmp_path / "two")]
     assert "The ONNX export needs no_such_package" in refusal(join, capsys)
     assert [t.state for t in trials_of(sqlite(tmp_path / "one"), "one")] == [TrialState.WAITING] * 4
+
+
+def test_workers_that_join_a_tuned_sweep_draw_settings_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(tune={"recovery.learning-rate": "1e-4:1e-2"}, trials=4)
+    create_study(sqlite(tmp_path), "tuned", settings, resume=False)
+    data: Any = SimpleNamespace(hashes=lambda: dict(settings.data))
+    rates: list[float] = []
+
+    def draw(study: optuna.Study, settings: SweepSettings, *_: object) -> None:
+        trial = claim(study, make_plan(settings))
+        assert trial is not None
+        rates.append(trial.params["recovery.learning-rate"])
+
+    monkeypatch.setattr(workers, "run_worker", draw)
+    for _ in range(2):
+        workers.join("tuned", sqlite(tmp_path), lambda _: data, run_dir=tmp_path, model="here")
+    assert len(set(rates)) == 2

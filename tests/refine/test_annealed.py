@@ -42,3 +42,17 @@ def test_first_and_last_loss(bench: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delattr(TeacherOutputs, "batch")  # nobody asks any more
     logits = problem.supernet(**{name: value for name, value in batch.items() if name != "labels"}).logits
     torch.testing.assert_close(loss(batch, taught, 1.0), label_loss(logits, batch["labels"]))
+
+
+def test_the_teacher_is_asked_until_labels_alone_count(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first quarter of the steps."""
+    real, asked = TeacherOutputs.batch, []
+
+    def asking(self: TeacherOutputs, indices: np.ndarray) -> Any:
+        asked.append(indices)
+        return real(self, indices)
+
+    monkeypatch.setattr(TeacherOutputs, "batch", asking)
+    with bench.open_context() as context:
+        bench.refine("annealed", bench.supernet(), context, steps=8)
+    assert len(asked) == 2

@@ -1,14 +1,17 @@
 """The step of MREM and its sequential variant: what is fed, what learns, and what is cached."""
 
+import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from autoquant.core.settings import RecoverySettings
 from autoquant.refine import mrem
 from autoquant.refine.modules import Module
-from autoquant.refine.mrem import Reconstruction, prepare, teacher_share
+from autoquant.refine.mrem import SMALL, Reconstruction, prepare, teacher_share
+from autoquant.refine.states import calibration_texts
 from autoquant.supernet.layers import MixedPrecisionLinear
 
 
@@ -99,6 +102,29 @@ def test_no_more_texts_are_prepared_than_are_looked_at(bench: Any) -> None:
         for steps, samples, expected in ((2, 4096, 32), (100, 100, 100), (100, 4096, 320)):
             problem = bench.problem("mrem-s", bench.supernet(), context, mrem_steps=steps, mrem_samples=samples)
             assert len(prepare(problem)[1][0].data) == expected
+
+
+def test_the_seed_draws_the_texts(bench: Any) -> None:
+    with bench.open_context() as context:
+        problem = bench.problem("mrem-s", bench.supernet(), dataclasses.replace(context, seed=3), mrem_samples=50)
+        drawn = prepare(problem)[1][0].data.ids
+    expected = calibration_texts(bench.data, 50, seed=3).ids
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(drawn, expected, strict=True))
+
+
+def test_weights_and_scales_learn_at_rates_of_their_own(bench: Any) -> None:
+    rates = {"mrem_learning_rate": 1e-3, "mrem_scale_learning_rate": 1e-2}
+    with bench.open_context() as context:
+        problem = bench.problem("mrem-s", bench.supernet(), context, mrem_steps=40, **rates)
+        modules, lessons = prepare(problem)
+        work = Reconstruction(modules[0], lessons[0], problem.settings, context)
+        work.step(1, np.arange(4), None)  # the second of the four in which rates rise
+    weights, scales = work.optimizer.param_groups
+    assert (weights["lr"], scales["lr"]) == pytest.approx((0.5e-3, 0.5e-2))
+    assert list(map(id, weights["params"])) == list(map(id, modules[0].weight_parameters()))
+    assert list(map(id, scales["params"])) == list(map(id, modules[0].scale_parameters()))
+    assert scales["eps"] == SMALL
+    assert weights["weight_decay"] == scales["weight_decay"] == 0.0
 
 
 @pytest.mark.parametrize("name", ["mrem-s", "layer-wise"])

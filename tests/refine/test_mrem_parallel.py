@@ -149,6 +149,28 @@ def test_a_loss_that_is_not_finite_is_named(bench: Any) -> None:
         assert "--resume" not in str(raised.value)
 
 
+def test_every_process_gets_what_its_module_needs(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[mrem_parallel.Job] = []
+
+    def started(jobs: Any) -> Any:
+        begun.extend(jobs)
+        raise InterruptedError
+
+    monkeypatch.setattr(mrem_parallel, "_started", started)
+    with bench.open_context(precision="bf16", checkpoint_seconds=7.0) as context, pytest.raises(InterruptedError):
+        bench.refine("mrem-p", bench.supernet(), dataclasses.replace(context, seed=3))
+    assert [(job.rank, job.world, job.module.first, job.name) for job in begun] == [
+        (0, 2, 0, "mrem-p-ours-module0"),
+        (1, 2, 1, "mrem-p-ours-module1"),
+    ]
+    assert [job.lesson.start is None for job in begun] == [True, False]
+    for job in begun:
+        ours = job.context()
+        assert (ours.seed, ours.precision, ours.checkpoint_seconds, ours.device) == (3, "bf16", 7.0, torch.device("cpu"))
+        assert ours.run.path == context.run.path
+        assert (job.compile, job.threads, job.tokens) == (False, 1, 12)
+
+
 def test_torchrun_must_bring_a_process_for_every_module(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)

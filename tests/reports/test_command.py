@@ -56,6 +56,18 @@ def test_a_recipe_that_fixes_its_size_needs_no_budget(reference: Reference) -> N
     assert (command.budget.resolve(), command.recipe) == (None, load_preset("aqbert-2.5"))
 
 
+def test_a_seed_the_positions_and_what_a_budget_counts_are_spelled_out() -> None:
+    machine = {"device": "cpu", "threads": 0, "precision": "bf16", "compile": True}
+    more = {"seed": 3, "max_length": 128, "trim_positions": True, "machine": machine, "controls": ["fisher"]}
+    recipe = dataclasses.asdict(load_preset("default"))
+    settings = {"model": "teacher", "budget": {"bytes": 2**20, "count": "encoder"}, "recipe": recipe, **more}
+    command = cli.parse(shlex.split(run_command(settings, "movies"))[1:])
+    assert isinstance(command, cli.Search)
+    assert (command.seed, command.max_length, command.trim_positions) == (3, 128, True)
+    assert command.budget.resolve() == SizeBudget(2**20, "encoder")
+    assert (command.machine.device, command.machine.precision) == ("cpu", "bf16")
+
+
 def test_data_of_ones_own_has_places_to_fill_in() -> None:
     assert data_options("movies") == []
     assert data_options("cola") == ["--task", "cola"]

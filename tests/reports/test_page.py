@@ -1,14 +1,17 @@
 """Reports open from disk in a real browser, draw everything, ask nothing of a network and say nothing on the console."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page
 
 from autoquant import cli
 from autoquant.core.errors import RunError
+from autoquant.reports import page as module
 from autoquant.reports.page import write_report
 from autoquant.reports.results import Sweep
 from runs import Reference, reference
@@ -70,6 +73,47 @@ def test_hovering_a_matrix_shows_its_subgroups(reference: Reference, look: Calla
     assert "rows 0 to 7" in text
 
 
+def test_every_method_of_a_run_has_numbers_of_its_own() -> None:
+    metrics: dict[str, Any] = {
+        "task": "sst2",
+        "strategy": "dnas",
+        "seed": 3,
+        "metric": {"name": "accuracy", "full_precision": 0.9},
+        "bytes": {"budget": 100, "file": 98, "full_precision": 1000, "controls": {"uniform": 97, "random": 96}},
+        "all_metrics": {"dnas": {"accuracy": 0.8}, "uniform": {"accuracy": 0.7}, "random": {"accuracy": 0.6}},
+    }
+    found = module.as_sweep(metrics, {"matrices": []})
+    numbers = [(p.strategy, p.seed, p.budget_bytes, p.file_bytes, p.metric, bool(p.allocation)) for p in found.points]
+    assert numbers == [
+        ("dnas", 3, 100, 98, 0.8, True),
+        ("uniform", 3, 100, 97, 0.7, False),
+        ("random", 3, 100, 96, 0.6, False),
+    ]
+    assert (found.full_precision_bytes, found.full_precision_metric) == (1000, 0.9)
+
+
+def test_what_fills_a_budget_is_what_counts() -> None:
+    sizes = {"budget": 1000, "counted": 990, "file": 5000, "full_precision": 20_000}
+    metric = {"name": "accuracy", "value": 0.8, "full_precision": 0.9, "uniform": None}
+    tiles = module._run_tiles({"metric": metric, "bytes": sizes, "encoder_bits_per_weight": 2.5, "seconds": {"search": 1.0}})
+    assert [text for name, _, text in tiles if name == "file size"] == ["99.00% of the budget of 1,000 bytes"]
+    assert [value for name, value, _ in tiles if name == "smaller than float32"] == ["4.0x"]
+
+
+def test_the_winner_of_a_race_stands_first() -> None:
+    (race,) = module._race({"dnas": 0.5, "fisher": 0.25, "uniform": 0.75})
+    assert race.body.index("fisher") < race.body.index("dnas") < race.body.index("uniform")
+
+
+def test_allocations_are_drawn_of_the_strategy_that_covers_most(sweep: Sweep) -> None:
+    better = dataclasses.replace(sweep.points[2], cell="fisher-200-seed0", strategy="fisher", metric=0.89)
+    both = dataclasses.replace(sweep, points=(*sweep.points, better))
+    assert both.hypervolumes()["dnas"] > both.hypervolumes()["fisher"]
+    assert {c.strategy for c in module._shown(both)} == {"dnas"}
+    best = dataclasses.replace(better, file_bytes=10)
+    assert {c.strategy for c in module._shown(dataclasses.replace(sweep, points=(*sweep.points, best)))} == {"fisher"}
+
+
 def test_a_sweep_has_its_report(sweep: Sweep, tmp_path: Path, look: Callable[[Path], Page]) -> None:
     sweep.write(tmp_path)
     trial = tmp_path / "trials" / "dnas-100-seed1"
@@ -84,8 +128,6 @@ def test_a_sweep_has_its_report(sweep: Sweep, tmp_path: Path, look: Callable[[Pa
 
 
 def test_names_are_text_not_html(sweep: Sweep, tmp_path: Path, look: Callable[[Path], Page]) -> None:
-    import dataclasses
-
     points = [dataclasses.replace(p, strategy="<b>x</b><script>alert(1)</script>") for p in sweep.points]
     dataclasses.replace(sweep, task="<i>task</i>", points=tuple(points)).write(tmp_path)
     page = look(write_report(tmp_path))

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
 from autoquant.strategies import STRATEGIES, Problem
+from autoquant.strategies.dnas import Dnas
 
 MakeProblem = Callable[..., Problem]
 FAST: dict[str, Any] = {"steps": 40, "warmup": 0.0, "architecture_learning_rate": 0.2}
@@ -37,3 +39,12 @@ def test_it_starts_from_nothing(make_problem: MakeProblem) -> None:
     first = next(line["expected_bytes"] for line in problem.context.run.read_log())
     supernet = problem.make_supernet()
     assert first == np.float32(supernet.expected_bytes().item())
+
+
+def test_the_most_probable_choices_are_the_result(make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(Dnas, "search", lambda _, problem: asked.append(problem.search))
+    STRATEGIES["bp-nas"].search(make_problem(prior_strength=9.0, derive="knapsack", one_hot_weight=3.0))
+    (search,) = asked
+    assert (search.size_term, search.prior_strength, search.derive) == ("soft_barrier", 0.0, "argmax")
+    assert search.one_hot_weight == 3.0

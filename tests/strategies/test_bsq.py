@@ -24,6 +24,10 @@ def test_the_size_falls_to_the_budget(make_problem: MakeProblem) -> None:
     assert sizes[-1] <= problem.budget.bytes
     assert result.derived_bytes is not None
     assert len(set(problem.table.to_choice(result.allocation))) > 2
+    assert result.values is not None
+    gained = (result.values[:, -1] - result.values[:, 0])[problem.table.allowed.all(axis=1)]  # what the repair goes by
+    assert (gained >= 0).all()
+    assert gained.any()
 
 
 def test_nothing_is_dropped_inside_the_budget(make_problem: MakeProblem) -> None:

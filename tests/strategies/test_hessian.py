@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autoquant.strategies import hessian
 from autoquant.strategies.hessian import data_slices, hessian_product, label_losses, top_eigenvalue
 from autoquant.training.distillation import label_loss
 
@@ -69,6 +70,16 @@ def test_a_product_of_a_real_model_is_the_change_of_its_gradient(make_problem: C
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_the_losses_of_all_batches_add_up_to_the_mean(make_problem: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = make_problem().train()
+    few = outputs.teacher, outputs.data.select(np.arange(12)), torch.device("cpu")
+    (whole,) = label_losses(*few)
+    monkeypatch.setattr(hessian, "BATCH_SIZE", 5)
+    parts = [loss.item() for loss in label_losses(*few)]
+    assert len(parts) == 3
+    assert sum(parts) == pytest.approx(whole.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize(("most", "size"), [(3, 3), (1000, 32)])
 def test_slices_share_no_text_and_are_at_most_their_share(most: int, size: int, make_problem: Callable[..., Any]) -> None:
     data = make_problem().whole().data
@@ -76,3 +87,9 @@ def test_slices_share_no_text_and_are_at_most_their_share(most: int, size: int, 
     assert [len(part) for part in slices] == [size] * 10
     texts = [id(ids) for part in slices for ids in part.ids]
     assert len(set(texts)) == len(texts)
+
+
+def test_the_seed_draws_the_slices(make_problem: Callable[..., Any]) -> None:
+    data = make_problem().whole().data
+    first, again, other = ([ids.tolist() for ids in data_slices(data, 2, 4, seed)[1].ids] for seed in (3, 3, 4))
+    assert first == again != other

@@ -1,5 +1,6 @@
 """Trials start from the Fisher knapsack, are worth what they lose on held-out texts, and the best one wins."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -57,3 +58,20 @@ def test_only_held_out_texts_are_looked_at(make_problem: MakeProblem) -> None:
     seen = optuna._held_out(problem).data
     assert len(seen) == 16
     assert known.isdisjoint(ids.tobytes() for ids in seen.ids)
+
+
+def test_trials_are_judged_as_the_architecture_is(make_problem: MakeProblem) -> None:
+    """By `architecture_hidden`, whatever hidden states count in what the weights learn from."""
+    problem = make_problem()
+    supernet, outputs = problem.make_supernet().eval(), optuna._held_out(problem)
+    supernet.freeze(STRATEGIES["uniform"].search(problem).allocation)
+    terms = [dataclasses.replace(problem.distillation, hidden=weight) for weight in (0.0, 5.0)]
+    judged = [optuna._loss(supernet, outputs, dataclasses.replace(problem, distillation=some)) for some in terms]
+    assert judged[0] == judged[1]
+    assert optuna._loss(supernet, outputs, make_problem(architecture_hidden=1.0)) > judged[0]
+
+
+def test_the_seed_draws_the_texts_that_trials_are_judged_on(make_problem: MakeProblem) -> None:
+    drawn = [optuna._held_out(make_problem(trial_samples=16, seed=seed)).data.ids for seed in (0, 0, 1)]
+    first, again, other = ({ids.tobytes() for ids in texts} for texts in drawn)
+    assert first == again != other

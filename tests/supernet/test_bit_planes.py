@@ -28,6 +28,11 @@ def test_every_sub_group_has_its_own_step() -> None:
     assert planes.place_values()[:, 1].tolist() == pytest.approx([0.01, 0.02, 0.04])
 
 
+def test_means_are_over_the_rows_of_a_sub_group() -> None:
+    planes = planes_of(torch.ones(3, 2), sizes=(1, 2))
+    assert planes.mean_of_rows(torch.tensor([1.0, 2.0, 4.0])).tolist() == [1.0, 3.0]
+
+
 def test_the_ends_that_round_to_zero_are_dropped_and_the_middle_stays() -> None:
     """7, 6, 1 with a shrunken lowest bit are 6, 6, 0: two bits; 7 and 5 without their highest bit are 3 and 1."""
     planes = planes_of(torch.tensor([[7.0, 6.0, 1.0], [7.0, 5.0, 7.0], [7.0, 0.0, 5.0]]), sizes=(1, 1, 1))

@@ -41,6 +41,15 @@ def test_each_term_has_a_weight_of_its_own() -> None:
     assert slope(make("piecewise_log", barrier_weight=7.0, size_weight=2.0), 1500.0) == pytest.approx(2.0 / 1500.0)
 
 
+def test_each_term_has_its_settings_in_their_places() -> None:
+    lagrangian = make("augmented_lagrangian", penalty=3.0, penalty_rate=0.5)
+    assert slope(lagrangian, 1200.0) == pytest.approx(3.0 * 0.2 / BUDGET)
+    lagrangian.update(1200.0)
+    assert lagrangian.state_dict() == {"multiplier": pytest.approx(0.5 * 0.2)}
+    assert slope(make("piecewise_log", size_tolerance=0.3), 1250.0) == 0.0
+    assert slope(make("soft_barrier", size_tolerance=0.3, barrier_weight=2.0), 900.0) == pytest.approx(2.0 / 0.3 / BUDGET)
+
+
 @every_term
 @pytest.mark.parametrize("size", [1050.0, 1500.0, 8000.0])
 def test_above_the_budget_bytes_cost_something(name: str, size: float) -> None:

@@ -63,6 +63,14 @@ def test_logits_that_are_not_finite_are_refused() -> None:
         score(["accuracy"], logits, np.array([1, 0, 0]))
 
 
+def test_tasks_are_judged_by_glue_s_metrics() -> None:
+    found = {name: task.metrics for name, task in TASKS.items()}
+    assert found.pop("cola") == ("matthews_correlation",)
+    assert found.pop("stsb") == ("pearson", "spearmanr")
+    assert found.pop("mrpc") == found.pop("qqp") == ("accuracy", "f1")
+    assert set(found.values()) == {("accuracy",)}
+
+
 def test_every_task_has_known_metrics() -> None:
     for task in TASKS.values():
         assert set(task.metrics) <= set(METRICS)

@@ -22,5 +22,7 @@ def test_products_of_8_bits_do_not_overflow(tmp_path: Path) -> None:
     graph = helper.make_graph([product], "product", [inputs], [outputs], constants)
     sets = [helper.make_opsetid("", 17), helper.make_opsetid(MICROSOFT, 1)]
     onnx.save(helper.make_model(graph, opset_imports=sets, ir_version=8), tmp_path / "product.onnx")
-    found = open_session(tmp_path / "product.onnx", threads=1).run(None, {"x": x})[0]
+    session = open_session(tmp_path / "product.onnx", threads=1)
+    found = session.run(None, {"x": x})[0]
     np.testing.assert_allclose(found, x @ weights.astype(np.float32), rtol=1e-5)
+    assert session.get_session_options().intra_op_num_threads == 1
