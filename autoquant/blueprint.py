@@ -181,7 +181,7 @@ class Blueprint:
         return ByteModel(self.partitions, rest, self.space.scale, metadata, units, self.quantizer.storage)
 
     def full_bytes(self, count: str = "file") -> int:
-        """Float32 size of what counts: the whole safetensors file, but for some bytes of its header, or the encoder's matrices."""
+        """Float32 size of what counts: the safetensors file, but for some bytes of its header, or the encoder's matrices."""
         if count != "file":
             return sum(4 * p.matrix.parameters for p in self.byte_model.partitions if p.matrix.layer is not None)
         entries = [TensorEntry(name, "F32", shape) for name, shape in sorted(self.shapes.items())]

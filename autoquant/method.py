@@ -45,7 +45,7 @@ def build(workspace: Workspace, result: SearchResult, budget: SizeBudget, method
     exact = workspace.blueprint.byte_model.exact_bytes(result.allocation)
     if path.stat().st_size != exact:
         raise CheckpointError(f"{path} has {path.stat().st_size} bytes, {exact} were predicted: please report this.")
-    if difference > RELOAD_TOLERANCE:
+    if not difference <= RELOAD_TOLERANCE:  # nan is no less of a reason
         raise CheckpointError(f"The reloaded {path} differs from the simulated model by {difference:.2e}: please report this.")
     counted = workspace.blueprint.byte_model.exact_bytes(result.allocation, budget.count)
     if counted > budget.bytes:

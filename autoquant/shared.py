@@ -165,6 +165,8 @@ class SharedParts:
             "trim_positions": self.trim_positions,
             "seed": seed,
         }
+        if self.pivot is not None and self.pivot.count != "file":
+            decided["count"] = self.pivot.count  # beside it, since folders have been named without
         text = json.dumps(decided, sort_keys=True)
         return f"seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 

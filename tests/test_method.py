@@ -49,6 +49,7 @@ def test_what_is_found_is_kept_and_not_done_again(tmp_path: Path, monkeypatch: p
     [
         ({"written": 99}, CheckpointError, "has 99 bytes, 100 were predicted: please report this"),
         ({"difference": 2e-5}, CheckpointError, "differs from the simulated model by 2.00e-05: please report this"),
+        ({"difference": float("nan")}, CheckpointError, "differs from the simulated model by nan: please report this"),
         ({"counted": 61}, BudgetError, "The allocation of dnas counts 61 bytes, the budget is 60: raise the budget"),
     ],
 )

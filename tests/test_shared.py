@@ -58,6 +58,7 @@ def test_one_teacher_and_one_search_for_all(parts: SharedParts) -> None:
 
 def test_what_decides_a_calibration_names_its_folder(parts: SharedParts) -> None:
     others = [{"trim_positions": True}, {"max_length": 16}, {"data": parts.data.for_tuning()}]
+    others.append({"pivot": SizeBudget(20_000, "encoder")})
     keys = {dataclasses.replace(parts, **change)._key(RECIPE, 0) for change in ({}, *others)}
     assert len(keys) == 1 + len(others)
 

@@ -136,7 +136,7 @@ def wide_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
 
 def _budget_head(cells: Sequence[Cell], size: int) -> str:
     """A budget in MiB, and where it counts the whole file by how much that shrinks."""
-    cell = next(cell for cell in cells if cell.budget_bytes == size and not cell.own_size)
+    cell = full_precision([cell for cell in cells if cell.budget_bytes == size and not cell.own_size])
     if cell.budget_counts != "file":
         return f"{mib_text(size)} MiB of the {cell.budget_counts}"
     return f"{cell.full_precision_bytes / size:.3g}x ({mib_text(size)} MiB)"

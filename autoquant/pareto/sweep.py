@@ -169,7 +169,7 @@ def collect(study: optuna.Study, settings: SweepSettings) -> Sweep | None:
     cells, done = by_cell(study.get_trials(deepcopy=False)), list(completed(study).values())
     if not done:
         return None
-    full = done[0].user_attrs["full_precision"]
+    full = max((t.user_attrs["full_precision"] for t in done), key=lambda model: model["bytes"])  # else of a smaller student
     given_up = [trials[-1] for trials in cells.values() if owner(trials) is None and not is_lost(trials)]
     points = tuple(Point(**t.user_attrs["point"], allocation=t.user_attrs["allocation"]) for t in done)
     return Sweep(

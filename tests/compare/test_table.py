@@ -96,7 +96,7 @@ def test_a_budget_of_the_encoder_is_no_share_of_the_file() -> None:
     recipe = small_cell("fixed", own_size=True, budget_counts="codes")  # says nothing of the others' budget
     columns, _ = wide_table([recipe, small_cell("uniform", budget_counts="encoder")])
     assert columns[2] == "2 MiB of the encoder"
-    columns, _ = wide_table([recipe, small_cell("uniform")])
+    columns, _ = wide_table([recipe, small_cell("a-student", full_precision_bytes=15_000_000), small_cell("uniform")])
     assert columns[2] == "14.3x (2 MiB)"
 
 
