@@ -73,7 +73,8 @@ class CodedWeight(MixedWeight):
 
     def chosen_widths(self) -> set[int]:
         """Bits of the widths that sub-groups have; those that are pruned have none."""
-        assert self._column is not None and self._share is not None
+        assert self._column is not None
+        assert self._share is not None
         return {self.widths[column] for column in self._column[self._share[:, 0] > 0].tolist()}
 
     def vector_length(self) -> int | None:
