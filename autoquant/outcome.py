@@ -16,8 +16,9 @@ from autoquant.core.run import RunDirectory
 from autoquant.core.versions import versions
 from autoquant.export.card import present_files
 from autoquant.export.manifest import build_manifest, write_manifest
+from autoquant.method import stages_of
 from autoquant.pack.model import FILE_NAME
-from autoquant.strategies import LEARNS_FROM, SearchResult
+from autoquant.strategies import SearchResult
 from autoquant.workspace import Workspace
 
 
@@ -136,9 +137,7 @@ def show(workspace: Workspace, metrics: Mapping[str, Any], measured: Mapping[str
     full = f"{metrics['metric']['full_precision']:.4f}"
     rows = [["full precision", f"{whole:,}", "1.0x", full, f"{seconds.get('teacher', 0):.0f}"]]
     for method, values in sorted(measured.items(), key=lambda item: item[0] == metrics["strategy"]):
-        stages = [f"{part}-{method}" for part in ("search", "recover", "pack")]
-        stages += [f"search-{other}" for other in LEARNS_FROM.get(method, ())]
-        spent = sum(seconds.get(stage, 0.0) for stage in stages)
+        spent = sum(seconds.get(stage, 0.0) for stage in stages_of(method))
         label = f"ours ({method})" if method == metrics["strategy"] else method
         ratio = f"{whole / values['file_bytes']:.1f}x"
         rows.append([label, f"{values['file_bytes']:,}", ratio, f"{values['metrics'][name]:.4f}", f"{spent:.0f}"])

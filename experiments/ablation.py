@@ -47,7 +47,7 @@ from autoquant.core.space import load_space
 from autoquant.core.versions import device_name, versions
 from autoquant.machine import Machine
 from autoquant.pack.model import load_packed
-from autoquant.strategies import LEARNS_FROM, STRATEGIES, Problem, SearchResult
+from autoquant.strategies import STRATEGIES, Problem, SearchResult, search_stages
 from autoquant.strategies.dnas import prior_values, sensitivity_prior, trusting
 from autoquant.supernet.build import Supernet
 from autoquant.tasks.data import TaskData, TextData
@@ -275,7 +275,7 @@ def write_cell(options: Options, shared: Workspace, candidate: Candidate, more: 
     blueprint, result, label = shared.blueprint, candidate.result, candidate.label
     task, cell = blueprint.data.task, cell_name(options, candidate.row, candidate.ratio, shared.seed)
     folder, seconds = shared.run.path / "cells" / cell, shared.run.seconds
-    stages = [f"search-{strategy}" for strategy in (candidate.strategy, *LEARNS_FROM.get(candidate.strategy, ()))]
+    stages = search_stages(candidate.strategy)
     scored: Encoded = encode(blueprint.source.tokenizer, blueprint.data.evaluation, blueprint.max_length)
     built = method.build(shared, result, candidate.budget, label, folder)
     logits = predict_logits(load_packed(folder).to(shared.context.device), scored, device=shared.context.device)

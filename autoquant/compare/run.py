@@ -32,14 +32,14 @@ from autoquant.core.space import load_space
 from autoquant.core.versions import device_name, versions
 from autoquant.export.manifest import manifest_allocation, read_manifest, space_content
 from autoquant.machine import Machine
+from autoquant.method import stages_of
 from autoquant.refine import REFINERS
 from autoquant.shared import SharedParts, cell_name, drop_copies, pivot_budget, weights_sha256
-from autoquant.strategies import LEARNS_FROM
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.metrics import answers
 
 TEACHER_SEED = 0
-OWN_STAGES, CALIBRATION = ("search", "recover", "pack"), "calibrate"
+CALIBRATION = "calibrate"
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,7 @@ class Bench:
         calibrated = [seconds, {} if prepared is None else prepared.seconds]
         if prepared is not None:  # of a stage that this cell did itself its own
             seconds, peaks = {**prepared.seconds, **seconds}, {**prepared.peaks_mib, **peaks}
-        stages = [f"{part}-{recipe.search.strategy}" for part in OWN_STAGES]
-        stages += [f"search-{other}" for other in LEARNS_FROM.get(recipe.search.strategy, ())]
+        stages = stages_of(recipe.search.strategy)
         manifest = read_manifest(result.model_dir / "allocation.json")
         return Cell(
             task=self.data.task.name,

@@ -40,7 +40,22 @@ REUSABLE: frozenset[str] = frozenset({"dnas", "reversed", "measured", "qbert", "
 # They begin with the search of others (`Problem.found`), whose stages are theirs too.
 LEARNS_FROM: dict[str, tuple[str, ...]] = {"reversed": ("dnas",), "race": CANDIDATES}
 
-__all__ = ["LEARNS_FROM", "REUSABLE", "STRATEGIES", "Problem", "SearchResult", "SearchStrategy", "Start", "check_strategies"]
+__all__ = [
+    "LEARNS_FROM",
+    "REUSABLE",
+    "STRATEGIES",
+    "Problem",
+    "SearchResult",
+    "SearchStrategy",
+    "Start",
+    "check_strategies",
+    "search_stages",
+]
+
+
+def search_stages(strategy: str) -> list[str]:
+    """Names of the stages that a strategy's search takes: its own, and those of the strategies that it begins with."""
+    return [f"search-{name}" for name in (strategy, *LEARNS_FROM.get(strategy, ()))]
 
 
 def check_strategies(names: Sequence[str]) -> None:

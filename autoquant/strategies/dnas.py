@@ -166,11 +166,11 @@ class Bilevel:
         self.controller = Controller(
             settings.steps,
             SIZE_TERMS[settings.size_term](settings, problem.budget.bytes),
-            settings.schedule,
-            settings.temperature_start,
-            settings.temperature_end,
-            settings.warmup,
-            settings.anneal_after,
+            schedule=settings.schedule,
+            start=settings.temperature_start,
+            end=settings.temperature_end,
+            warmup=settings.warmup,
+            anneal_after=settings.anneal_after,
         )
         self.weights = torch.optim.AdamW(
             [

@@ -18,11 +18,11 @@ class Controller:
 
     steps: int
     size: SizeTerm
-    schedule: str = "exponential"
-    start: float = 1.0
-    end: float = 0.1
-    warmup: float = 0.1
-    anneal_after: float = 0.1
+    schedule: str
+    start: float
+    end: float
+    warmup: float
+    anneal_after: float
 
     def temperature(self, step: int) -> float:
         """Gumbel-softmax temperature at a step."""

@@ -1,5 +1,7 @@
 """The controller's numbers on paper."""
 
+import dataclasses
+
 import pytest
 
 from autoquant.supernet.controller import Controller
@@ -18,7 +20,7 @@ def test_temperature(step: int, temperature: float) -> None:
 
 
 def test_temperature_follows_the_named_schedule() -> None:
-    linear = Controller(100, AugmentedLagrangian(1000.0, 10.0, 0.5), "linear", start=1.0, end=0.2, anneal_after=0.2)
+    linear = dataclasses.replace(controller(end=0.2), schedule="linear")
     assert linear.temperature(60) == pytest.approx(0.6)
 
 
