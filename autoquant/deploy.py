@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from autoquant.core.errors import DataError, RunError
-from autoquant.core.files import file_sha256
+from autoquant.core.files import file_sha256, folder_bytes
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.run import RunDirectory
 from autoquant.export import EXPORTERS
@@ -46,8 +46,9 @@ def export_run(run_dir: str | Path, name: str, data: TaskData | None = None, pro
             entry |= _measure(run.model_dir, name, data)
         metrics = run.result()
         metrics["deployed"] = {**metrics.get("deployed", {}), name: entry}
-        run.write_json("metrics.json", metrics)
         write_card(run.model_dir, metrics)
+        metrics["bytes"]["directory"] = folder_bytes(run.model_dir)
+        run.write_json("metrics.json", metrics)
     manifest = read_manifest(run.model_dir / "allocation.json")
     learned = manifest["activations"] == "static" and manifest["activation_bits"] < 32
     exact = EXPORTERS[name].activation_bits == 32 and not learned  # ranges round to codes: there a float's last bit decides

@@ -48,7 +48,7 @@ def _estimate_teacher(blueprint: Blueprint) -> list[tuple[str, float]]:
     recipe, (forward, step) = blueprint.recipe, _seconds(blueprint)
     teacher = recipe.teacher.epochs * len(blueprint.train) * (1 - recipe.search.held_out) * 3.6 * forward
     student = [("Student", step * recipe.student.steps)] if recipe.student.keep_every > 1 else []
-    return [("Teacher", teacher), *student]
+    return student if blueprint.source.is_classifier else [("Teacher", teacher), *student]
 
 
 def _training_step(blueprint: Blueprint) -> float:

@@ -16,7 +16,7 @@ from autoquant.blueprint import Blueprint
 from autoquant.core.allocation import BitAllocation
 from autoquant.core.cost import SizeBudget
 from autoquant.core.errors import BudgetError, CheckpointError, DataError, ModelError
-from autoquant.core.files import file_sha256
+from autoquant.core.files import file_sha256, folder_bytes
 from autoquant.core.progress import Progress, SilentProgress
 from autoquant.core.run import RunDirectory
 from autoquant.core.settings import Recipe, check_seed, from_mapping, load_preset
@@ -326,6 +326,7 @@ def finish(
     run, blueprint = workspace.run, workspace.blueprint
     run.add_hashes(teacher=workspace.teacher_hash)
     _warn_of_overlap(workspace)
+    _warn_of_classes(workspace)
     folders = {m: run.model_dir if m == strategy else run.path / "controls" / m for m in results}
     built = {m: method.build(workspace, result, budget, m, folders[m]) for m, result in results.items()}
     # only now, with every file written, is the evaluation data looked at
@@ -340,11 +341,19 @@ def finish(
     sensitivity = workspace.calibration.sensitivity.choices if searched else None
     write_allocation(workspace, budget, strategy, results[strategy], metrics, sensitivity)
     write_card(run.model_dir, metrics, hub_id(blueprint.source.path))
-    metrics["bytes"]["directory"] = sum(f.stat().st_size for f in run.model_dir.rglob("*") if f.is_file())
+    metrics["bytes"]["directory"] = folder_bytes(run.model_dir)
     run.write_json("metrics.json", metrics)
     write_report(run.path)
     show(workspace, metrics, measured)
     return RunResult(run.path, run.model_dir, results[strategy].allocation, metrics)
+
+
+def _warn_of_classes(workspace: Workspace) -> None:
+    """Say that a trained head's classes are other ones than the data's, whose names they then get."""
+    source = workspace.blueprint.source
+    if source.head_classes:
+        theirs, ours = ", ".join(source.head_classes), ", ".join(source.config.id2label.values())
+        workspace.progress.say(f"Note: {source.path} knows the classes {theirs}; they are taken for {ours}, in this order.")
 
 
 def _warn_of_overlap(workspace: Workspace) -> None:

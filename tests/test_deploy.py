@@ -54,6 +54,8 @@ def test_both_tails_are_recorded(reference: Reference, run_dir: Path) -> None:
     assert exact["float_activation_metrics"] == exact["simulated_metrics"] == fast["float_activation_metrics"]
     assert fast["simulated_metrics"] == reference.metrics["all_metrics"]["dnas"]
     assert fast["metrics"]["accuracy"] >= fast["simulated_metrics"]["accuracy"] - 1 / 80  # of 80 rows one may be a tie
+    files = [file.stat().st_size for file in (run_dir / "model").iterdir()]
+    assert metrics_of(run_dir)["bytes"]["directory"] == sum(files)
 
 
 def test_a_finished_run_that_is_resumed_keeps_its_exports(reference: Reference, run_dir: Path) -> None:

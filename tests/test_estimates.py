@@ -13,6 +13,7 @@ def test_every_stage_is_estimated(tiny_classifier_dir: Path, tiny_data: Path) ->
     stages = estimate_stages(blueprint, "dnas", ["uniform"])
     assert [name for name, _ in stages][-4:] == ["Recover dnas", "Reconstruct", "Recover uniform", "Reconstruct"]
     assert all(seconds > 0 for _, seconds in stages)
+    assert "Teacher" not in dict(stages)  # it is a classifier already
 
 
 def test_a_race_begins_with_one_search_and_recovers_every_candidate(tiny_classifier_dir: Path, tiny_data: Path) -> None:

@@ -39,6 +39,8 @@ class ModelSource:
     config: Any
     backbone: Backbone
     tokenizer: Any
+    head_classes: tuple[str, ...] = ()
+    """What a trained head calls its classes, where the data has other ones."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """State-dict names -> shapes of the classifier, without loading a weight."""
@@ -115,12 +117,15 @@ def open_model(path: str, label_names: tuple[str, ...] | None, max_length: int, 
     """Read config and tokenizer of a model directory or hub id and fit the head's description to the task.
 
     `label_names` are the classes (None = regression). Raises ModelError for a missing model, an architecture that is not
-    supported, a head of another size, or a `max_length` beyond the model's positions or too short for any text.
+    supported, weights that are quantised already, a head of another size, or a `max_length` beyond the model's positions or too
+    short for any text.
     """
     quiet_transformers()
     config = _config(path)
     if config.model_type not in BACKBONES:
         raise ModelError(f"{path} is a '{config.model_type}' model; supported are {', '.join(BACKBONES)}.")
+    if getattr(config, "quantization_config", None):
+        raise ModelError(f"{path} is quantised already: give the full-precision model, such as teacher/ of the run that made it.")
     backbone = BACKBONES[config.model_type]
     tokenizer = load_tokenizer(path, backbone)
     shortest = tokenizer.num_special_tokens_to_add(pair=True) + 1
@@ -136,8 +141,9 @@ def open_model(path: str, label_names: tuple[str, ...] | None, max_length: int, 
             f"{path} has a head of {config.num_labels} outputs, the data has {outputs} "
             f"({'regression' if label_names is None else 'classes'}): give matching data or the bare encoder."
         )
+    others: tuple[str, ...] = ()
     if _has_trained_head(config) and label_names is not None:
-        _check_order(path, [str(config.id2label[index]) for index in range(outputs)], label_names)
+        others = _other_classes(path, tuple(str(config.id2label[index]) for index in range(outputs)), label_names)
     config.num_labels = outputs
     config.problem_type = "regression" if label_names is None else "single_label_classification"
     if label_names is not None:
@@ -146,7 +152,7 @@ def open_model(path: str, label_names: tuple[str, ...] | None, max_length: int, 
     if trim_positions:
         config.max_position_embeddings = unused + max_length
     tokenizer.model_max_length = max_length  # what truncation=True means to whoever loads it
-    return ModelSource(path, config, backbone, tokenizer)
+    return ModelSource(path, config, backbone, tokenizer, others)
 
 
 def load_tokenizer(path: str, backbone: Backbone) -> Any:
@@ -169,11 +175,16 @@ def _config(path: str) -> Any:
     return _from_hub(path, lambda **options: AutoConfig.from_pretrained(path, **options))
 
 
-def _check_order(path: str, head: list[str], labels: tuple[str, ...]) -> None:
-    """Raise ModelError when a head names the same classes in another order; names such as LABEL_0 say nothing."""
+def _other_classes(path: str, head: tuple[str, ...], labels: tuple[str, ...]) -> tuple[str, ...]:
+    """A head's classes if they are not the data's; names such as LABEL_0 or 0 say nothing, on either side.
+
+    Raises ModelError when they are the same in another order.
+    """
     there, here = [name.lower() for name in head], [name.lower() for name in labels]
     if sorted(there) == sorted(here) and there != here:
         raise ModelError(f"{path} orders the classes {', '.join(head)}, the data {', '.join(labels)}: reorder the model's head.")
+    named = not any(name.removeprefix("label_").isdigit() for name in (*there, *here))
+    return head if named and there != here else ()
 
 
 def _has_trained_head(config: Any) -> bool:

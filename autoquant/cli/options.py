@@ -33,7 +33,7 @@ class DataOptions:
     train_file: Path | None = None
     """Training rows of your own task (TSV, CSV, JSON or Parquet)."""
     eval_file: Path | None = None
-    """Evaluation rows; read once, at the end."""
+    """Evaluation rows; checked at the start, measured on at the end."""
     text_column: tuple[str, ...] = ("text",)
     """One text column, or two for pairs."""
     label_column: str = "label"

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from autoquant.core.cost import MIB
 from autoquant.core.errors import CheckpointError, LockedError, RunError
-from autoquant.core.files import TEMPORARY_SUFFIX, atomic_file, atomic_write_text, disk_errors, free_bytes
+from autoquant.core.files import TEMPORARY_SUFFIX, atomic_file, atomic_write_text, disk_errors, folder_bytes, free_bytes
 from autoquant.core.versions import versions
 
 CORRUPT = (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, ValueError, TypeError, AttributeError)
@@ -364,22 +364,12 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _check_space(path: Path, expected_bytes: int) -> None:
-    present, free = _bytes_in(path), free_bytes(path)
+    present, free = folder_bytes(path), free_bytes(path)
     if expected_bytes - present > free:
         raise RunError(
             f"The run needs about {(expected_bytes - present) / MIB:.0f} MiB in {path}, {free / MIB:.0f} MiB are free: make "
             "room or give another --run-dir."
         )
-
-
-def _bytes_in(path: Path) -> int:
-    """Of all files below it. Another process may hold the folder still, so that temporary ones go meanwhile."""
-    found = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            with suppress(FileNotFoundError):
-                found += (Path(folder) / name).stat().st_size
-    return found
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:

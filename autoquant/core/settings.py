@@ -311,7 +311,7 @@ def _read_preset(name_or_path: str, above: tuple[Path, ...]) -> tuple[Path, dict
     path = path if path.is_file() else Path(name_or_path)
     if not path.is_file():
         raise SpaceError(f"No preset '{name_or_path}': give a path to a TOML file or one of {', '.join(available_presets())}.")
-    if path in above:
+    if path.resolve() in above:
         raise SpaceError(f"{path.name}: its base is itself: name another preset.")
     try:
         data = tomllib.loads(path.read_text("utf-8"))
@@ -321,7 +321,7 @@ def _read_preset(name_or_path: str, above: tuple[Path, ...]) -> tuple[Path, dict
         return path, data
     named = str(data.pop("base"))
     beside = path.parent / named
-    _, base = _read_preset(str(beside) if beside.is_file() else named, (*above, path))
+    _, base = _read_preset(str(beside) if beside.is_file() else named, (*above, path.resolve()))
     tables = {name: {**_table(base, name, path), **table} for name, table in data.items() if isinstance(table, dict)}
     return path, {**base, **data, **tables}
 

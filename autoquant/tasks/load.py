@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from autoquant.assets import default_data
 from autoquant.core.errors import DataError
@@ -221,7 +222,8 @@ def _texts(table: Table, name: str) -> tuple[str, ...]:
 
 
 def _missing(value: object) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    """None, nan, and what pandas has in their place."""
+    return value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA or value is pd.NaT
 
 
 def _labels(table: Table, name: str) -> Sequence[object]:

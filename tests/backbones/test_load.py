@@ -229,9 +229,30 @@ def test_a_bare_encoder_marked_as_a_classifier_can_learn_a_regression(tiny_model
     assert model.config.problem_type == "regression"
 
 
-def test_a_head_with_its_classes_in_another_order_is_refused(broken: Path) -> None:
+def rename_classes(folder: Path, *names: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    named = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    (folder / "config.json").write_text(json.dumps({**config, **named}))
+
+
+@pytest.mark.parametrize(("there", "told"), [(("food", "sport"), True), (("LABEL_0", "LABEL_1"), False), (("0", "1"), False)])
+def test_a_head_of_other_classes_is_known(there: tuple[str, str], told: bool, broken: Path) -> None:
+    """Names that are none say nothing."""
+    assert opened(broken).head_classes == ()
+    rename_classes(broken, *there)
+    source = opened(broken)
+    assert source.head_classes == (there if told else ())
+    assert source.config.id2label == {0: "negative", 1: "positive"}
+
+
+def test_a_quantised_model_is_refused(broken: Path) -> None:
     config = json.loads((broken / "config.json").read_text())
-    names = {"id2label": {"0": "Positive", "1": "Negative"}, "label2id": {"Positive": 0, "Negative": 1}}
-    (broken / "config.json").write_text(json.dumps({**config, **names}))
+    (broken / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "autoquant"}}))
+    with pytest.raises(ModelError, match="broken is quantised already: give the full-precision model, such as teacher/"):
+        opened(broken)
+
+
+def test_a_head_with_its_classes_in_another_order_is_refused(broken: Path) -> None:
+    rename_classes(broken, "Positive", "Negative")
     with pytest.raises(ModelError, match="orders the classes Positive, Negative, the data negative, positive"):
         opened(broken)

@@ -147,7 +147,7 @@ def test_a_file_that_goes_while_bytes_are_counted_is_no_error(tmp_path, monkeypa
     with RunDirectory.open(tmp_path / "run", SETTINGS) as run:
         (run.path / "big").write_bytes(bytes(5000))
     walked = [(str(run.path), [], ["big", ".stages.json.1.autoquant.tmp"])]
-    monkeypatch.setattr("autoquant.core.run.os.walk", lambda _: walked)
+    monkeypatch.setattr("autoquant.core.files.os.walk", lambda _: walked)
     monkeypatch.setattr("autoquant.core.run.free_bytes", lambda path: 1000)
     with RunDirectory.open(tmp_path / "run", SETTINGS, resume=True, expected_bytes=6000):
         pass

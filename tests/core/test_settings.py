@@ -117,6 +117,8 @@ def test_a_table_that_its_base_has_as_a_number(tmp_path: Path) -> None:
 def test_a_preset_cannot_be_its_own_base(tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match=r"mine\.toml: its base is itself"):
         load_preset(preset(tmp_path, f'base = "{tmp_path / "mine.toml"}"'))
+    with pytest.raises(SpaceError, match=r"mine\.toml: its base is itself"):
+        load_preset(preset(tmp_path, f'base = "../{tmp_path.name}/mine.toml"'))
 
 
 def test_a_preset_may_be_asked_for_as_a_paper_spells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,6 +203,13 @@ def test_labels_nobody_can_learn(tmp_path: Path, labels: list[object], message: 
         load_files(train, train, ("text",), "label")
 
 
+@pytest.mark.parametrize("gap", [None, float("nan"), pd.NA, pd.NaT])
+def test_a_gap_in_memory_is_no_class(gap: object) -> None:
+    rows = [(f"t{i}", label) for i, label in enumerate([*["a", "b"] * 11, gap])]
+    with pytest.raises(DataError, match=r"1 of 23 rows have no 'label', first row 23"):
+        from_rows(rows, rows)  # type: ignore[arg-type]
+
+
 def test_a_label_unseen_in_training(tmp_path: Path) -> None:
     train = write_csv(tmp_path / "train.csv", texts(), ["a", "b"] * 12)
     evaluation = write_csv(tmp_path / "eval.csv", texts(2), ["a", "c"])
