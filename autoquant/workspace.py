@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import math
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ def save_pretrained(folder: Path, *parts: Any) -> None:
                 if number is None:
                     raise
                 raise OSError(int(number[1]), str(error)) from error
+        for weights in folder.glob("*.safetensors"):  # which that library leaves to their owner alone
+            shutil.copymode(folder / "config.json", weights)
 
 
 class Workspace:

@@ -66,8 +66,10 @@ def refuse(*_: object, **__: object) -> Any:
 def test_a_trained_head_is_the_teacher(open_workspace: Opener, tiny_classifier: torch.nn.Module) -> None:
     with open_workspace() as workspace:
         assert workspace.teacher_result() == {"fine_tuned": False}
-        state = workspace.teacher.state_dict()
+        state, folder = workspace.teacher.state_dict(), workspace.run.teacher_dir
     assert all(torch.equal(state[name], tensor) for name, tensor in tiny_classifier.state_dict().items())
+    modes = {file.stat().st_mode for file in folder.iterdir()}
+    assert len(modes) == 1, "Whoever may read its config may read its weights."
 
 
 def test_a_bare_encoder_is_fine_tuned_once(open_workspace: Opener, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
