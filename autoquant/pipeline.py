@@ -326,7 +326,6 @@ def finish(
     run, blueprint = workspace.run, workspace.blueprint
     run.add_hashes(teacher=workspace.teacher_hash)
     _warn_of_overlap(workspace)
-    _warn_of_classes(workspace)
     folders = {m: run.model_dir if m == strategy else run.path / "controls" / m for m in results}
     built = {m: method.build(workspace, result, budget, m, folders[m]) for m, result in results.items()}
     # only now, with every file written, is the evaluation data looked at
@@ -346,14 +345,6 @@ def finish(
     write_report(run.path)
     show(workspace, metrics, measured)
     return RunResult(run.path, run.model_dir, results[strategy].allocation, metrics)
-
-
-def _warn_of_classes(workspace: Workspace) -> None:
-    """Say that a trained head's classes are other ones than the data's, whose names they then get."""
-    source = workspace.blueprint.source
-    if source.head_classes:
-        theirs, ours = ", ".join(source.head_classes), ", ".join(source.config.id2label.values())
-        workspace.progress.say(f"Note: {source.path} knows the classes {theirs}; they are taken for {ours}, in this order.")
 
 
 def _warn_of_overlap(workspace: Workspace) -> None:

@@ -169,8 +169,8 @@ def _target(
             f"{source or 'The model'} comes without an allocation: add --bits, say --bits 2-2-8, or --allocation "
             "allocation.json, or give a run."
         )
-    if run is not None and allocation is None and not RunDirectory(run).is_finished:
-        raise RunError(f"{run} holds no finished search: go on with --resume first, or give --bits or --allocation.")
+    if run is not None and allocation is None and not ((run / "model").is_dir() and RunDirectory(run).is_finished):
+        raise RunError(f"{run} holds no finished search: finish one there first, or give --bits or --allocation.")
     recorded = Path(allocation) if allocation is not None else Path(str(run)) / "model" / "allocation.json"
     return _recorded(recorded, model, task, recovery, changes)
 

@@ -166,7 +166,7 @@ class SharedParts:
             "seed": seed,
         }
         if self.pivot is not None and self.pivot.count != "file":
-            decided["count"] = self.pivot.count  # beside it, since folders have been named without
+            decided["count"] = self.pivot.count  # those of whole files keep the names that they had before it was in them
         text = json.dumps(decided, sort_keys=True)
         return f"seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 

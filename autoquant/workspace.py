@@ -11,7 +11,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,7 +76,8 @@ def save_pretrained(folder: Path, *parts: Any) -> None:
                     raise
                 raise OSError(int(number[1]), str(error)) from error
         for weights in folder.glob("*.safetensors"):  # which that library leaves to their owner alone
-            shutil.copymode(folder / "config.json", weights)
+            with suppress(OSError):
+                shutil.copymode(folder / "config.json", weights)
 
 
 class Workspace:
@@ -134,7 +135,11 @@ class Workspace:
 
     def _make_teacher(self, folder: Path) -> None:
         model: Any
-        model, has_head = self.blueprint.source.with_every(1).load(self.seed)
+        source = self.blueprint.source
+        model, has_head = source.with_every(1).load(self.seed)
+        if has_head and source.head_classes:
+            theirs, ours = ", ".join(source.head_classes), ", ".join(source.config.id2label.values())
+            self.progress.say(f"Note: {source.path} knows the classes {theirs}; they are taken for {ours}, in this order.")
         result: dict[str, Any] = {"fine_tuned": not has_head}
         if not has_head:
             recipe, task = self.blueprint.recipe, self.blueprint.data.task
@@ -142,7 +147,7 @@ class Workspace:
             result |= finetune(model, self.train, self.held_out, task, recipe.teacher, self.context)
         if self.blueprint.recipe.student.keep_every > 1:
             model = self._make_student(model.to(self.context.device).eval())
-        save_pretrained(folder, model, self.blueprint.source.tokenizer)
+        save_pretrained(folder, model, source.tokenizer)
         self.run.finish("teacher", result)
         for stage in ("teacher", "student"):
             self.run.discard_state(stage)
@@ -326,10 +331,10 @@ class Workspace:
                 how = lambda: self.outputs.part(0, seen), settings, recipe.distillation, context, stage
                 REFINERS[settings.training].refine(RefineProblem(supernet, self.teacher, self.train, *how))
             done = {"loss": mean_divergence(supernet, self.outputs.part(seen, len(self.train_all)))}
-            if not math.isfinite(done["loss"]):  # of the last step, which no loss has seen
-                raise TrainingError(f"{stage}: its predictions are no numbers any more. Lower --recovery.learning-rate.")
             context.run.save_state(f"{stage}-loss", done)
             context.run.discard_state(stage)
+        if not math.isfinite(done["loss"]):  # after the last step, which no loss has seen
+            raise TrainingError(f"{stage}: its predictions are no numbers any more. Lower --recovery.learning-rate.")
         return float(done["loss"])
 
     def _lasting(self, sensitivity: Sensitivity, table: ChoiceTable) -> Sensitivity:

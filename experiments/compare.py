@@ -4,7 +4,7 @@
     python experiments/compare.py --data-dir glue --tasks sst2 --methods qbert --seeds 0
     python experiments/compare.py --data-dir glue --list                            # the cells, and which are there
     python experiments/compare.py --data-dir glue --matched                         # afterwards: ours at the recipes' own bytes
-    python experiments/compare.py --data-dir glue --preset default --results experiments/results/default   # the default recipe
+    python experiments/compare.py --data-dir glue --preset default --results experiments/results/default --runs runs/default
 
 SST-2 (5,000 training sentences) and MRPC at 64 tokens, the default backbone, the recipe of heads.toml, which only presets leave.
 With `--preset default` uniform bits have the default recipe's space and recovery, and stand beside it alone.

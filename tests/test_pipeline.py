@@ -340,16 +340,6 @@ def test_recovery_learns_from_further_texts(
     assert "data.unlabelled" in refusal(search_arguments(tiny_classifier_dir, tiny_data, tmp_path / "more", "--resume"), capsys)
 
 
-@pytest.mark.parametrize("classes", [(), ("food", "sport")])
-def test_a_teacher_that_knows_other_classes_is_said(classes: tuple[str, ...]) -> None:
-    said: list[str] = []
-    source = SimpleNamespace(path="mine", head_classes=classes, config=SimpleNamespace(id2label={0: "bad", 1: "good"}))
-    workspace: Any = SimpleNamespace(blueprint=SimpleNamespace(source=source), progress=SimpleNamespace(say=said.append))
-    pipeline._warn_of_classes(workspace)
-    note = "Note: mine knows the classes food, sport; they are taken for bad, good, in this order."
-    assert said == ([note] if classes else [])
-
-
 def test_evaluation_texts_among_those_trained_on_are_said() -> None:
     def rows(*texts: str) -> TextData:
         return TextData(texts, None, np.zeros(len(texts), dtype=np.int64))

@@ -211,7 +211,7 @@ def test_what_cannot_work_is_refused(
     (trial / "run.json").write_text("{}", "utf-8")
     assert "has no teacher/ yet: finish it first" in refusal(arguments(trial, tiny_data, tmp_path / "run"), capsys)
     (trial / "teacher").mkdir()
-    assert "holds no finished search: go on with --resume" in refusal(arguments(trial, tiny_data, tmp_path / "run"), capsys)
+    assert "holds no finished search: finish one there first" in refusal(arguments(trial, tiny_data, tmp_path / "run"), capsys)
     (trial / "teacher").rmdir()
     (trial / "metrics.json").write_text("{}", "utf-8")
     said = refusal(arguments(trial, tiny_data, tmp_path / "run"), capsys)

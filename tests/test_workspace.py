@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -70,6 +72,21 @@ def test_a_trained_head_is_the_teacher(open_workspace: Opener, tiny_classifier: 
     assert all(torch.equal(state[name], tensor) for name, tensor in tiny_classifier.state_dict().items())
     modes = {file.stat().st_mode for file in folder.iterdir()}
     assert len(modes) == 1, "Whoever may read its config may read its weights."
+
+
+def test_a_teacher_that_knows_other_classes_is_said_before_anything_is_learned(
+    open_workspace: Opener, tiny_classifier_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(SilentProgress, "say", lambda _, text: said.append(text))
+    other = Path(shutil.copytree(tiny_classifier_dir, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    names = {"id2label": {0: "food", 1: "sport"}, "label2id": {"food": 0, "sport": 1}}
+    (other / "config.json").write_text(json.dumps({**config, **names}))
+    for _ in range(2):  # made, then read
+        with open_workspace(other) as workspace:
+            workspace.teacher_result()
+    assert said == [f"Note: {other} knows the classes food, sport; they are taken for negative, positive, in this order."]
 
 
 def test_a_bare_encoder_is_fine_tuned_once(open_workspace: Opener, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,10 +75,8 @@ class Kernels:
         arguments = tuple(argument.detach() for argument in arguments)
         if self.compile and len(arguments[0]) >= FEWEST_COMPILED_ROWS:
             try:
+                _compile_all_variants()
                 if self._compiled is None:
-                    from torch import _dynamo  # slow to import
-
-                    _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, VARIANTS)
                     self._compiled = (torch.compile(mix_forward, dynamic=True), torch.compile(mix_backward, dynamic=True))
                 return self._compiled[which](*arguments)
             except Exception as error:  # any failure of the compiler's: the eager pass gives the same numbers
@@ -91,6 +89,14 @@ class Kernels:
                 )
         kernel = (mix_forward, mix_backward)[which]
         return _in_chunks(kernel, arguments) if arguments[0].device.type == "cpu" else kernel(*arguments)
+
+
+def _compile_all_variants() -> None:
+    """Torch keeps the limit for every thread by itself, and backward passes on a GPU have one of their own."""
+    from torch import _dynamo  # slow to import
+
+    if _dynamo.config.recompile_limit < VARIANTS:
+        _dynamo.config.recompile_limit = VARIANTS
 
 
 def _in_chunks(kernel: Kernel, arguments: tuple[Tensor, ...]) -> Any:

@@ -89,9 +89,9 @@ def test_a_candidate_whose_last_step_broke_it_is_out(make_problem: MakeProblem, 
     """No loss sees the weights after the last step, and a comparison with nan is never true."""
     problem = make_problem(race_steps=0)
     monkeypatch.setattr(workspace_module, "mean_divergence", lambda *_: float("nan"))
-    with pytest.raises(TrainingError, match="race-uniform: its predictions are no numbers any more"):
-        problem.recovered(problem, STRATEGIES["uniform"].search(problem), "race-uniform")
-    assert problem.context.run.load_state("race-uniform-loss") is None
+    for _ in range(2):  # measured, then read
+        with pytest.raises(TrainingError, match="race-uniform: its predictions are no numbers any more"):
+            problem.recovered(problem, STRATEGIES["uniform"].search(problem), "race-uniform")
 
 
 def test_no_row_of_the_held_out_part_is_learnt_from(make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch) -> None:
