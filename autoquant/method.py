@@ -17,7 +17,7 @@ from autoquant.core.structure import pick_units
 from autoquant.pack.checkpoint import write_packed
 from autoquant.pack.model import FILE_NAME, load_packed
 from autoquant.refine import REFINERS, RefineProblem
-from autoquant.strategies import SearchResult, search_stages
+from autoquant.strategies import SearchResult
 from autoquant.supernet.build import Supernet
 from autoquant.tasks.metrics import score
 from autoquant.training.batches import Encoded
@@ -26,11 +26,6 @@ from autoquant.workspace import Workspace, save_pretrained
 
 RELOAD_TOLERANCE = 1e-5
 RELOAD_TEXTS = 256  # held-out training texts on which the reloaded file is compared with the simulated model
-
-
-def stages_of(method: str) -> list[str]:
-    """Names of all stages that a method takes, whose seconds are its own: search, those it begins with, recovery, packing."""
-    return [*search_stages(method), f"recover-{method}", f"pack-{method}"]
 
 
 def build(workspace: Workspace, result: SearchResult, budget: SizeBudget, method: str, folder: Path) -> dict[str, Any]:

@@ -16,9 +16,8 @@ from autoquant.core.run import RunDirectory
 from autoquant.core.versions import versions
 from autoquant.export.card import present_files
 from autoquant.export.manifest import build_manifest, write_manifest
-from autoquant.method import stages_of
 from autoquant.pack.model import FILE_NAME
-from autoquant.strategies import SearchResult
+from autoquant.strategies import SearchResult, stages_of
 from autoquant.workspace import Workspace
 
 

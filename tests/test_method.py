@@ -36,11 +36,6 @@ def build(
     return method.build(workspace, SearchResult(BitAllocation({})), SizeBudget(60, "encoder"), "dnas", folder)
 
 
-def test_a_method_spends_its_time_in_the_stages_of_what_it_begins_with_too() -> None:
-    assert method.stages_of("fisher") == ["search-fisher", "recover-fisher", "pack-fisher"]
-    assert method.stages_of("reversed") == ["search-reversed", "search-dnas", "recover-reversed", "pack-reversed"]
-
-
 def test_what_is_found_is_kept_and_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished: Finished = {}
     done = build(tmp_path, monkeypatch, finished, difference=1e-6)

@@ -32,9 +32,9 @@ from autoquant.core.space import load_space
 from autoquant.core.versions import device_name, versions
 from autoquant.export.manifest import manifest_allocation, read_manifest, space_content
 from autoquant.machine import Machine
-from autoquant.method import stages_of
 from autoquant.refine import REFINERS
 from autoquant.shared import SharedParts, cell_name, drop_copies, pivot_budget, weights_sha256
+from autoquant.strategies import stages_of
 from autoquant.tasks.data import TaskData
 from autoquant.tasks.metrics import answers
 

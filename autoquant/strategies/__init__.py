@@ -50,12 +50,18 @@ __all__ = [
     "Start",
     "check_strategies",
     "search_stages",
+    "stages_of",
 ]
 
 
 def search_stages(strategy: str) -> list[str]:
     """Names of the stages that a strategy's search takes: its own, and those of the strategies that it begins with."""
     return [f"search-{name}" for name in (strategy, *LEARNS_FROM.get(strategy, ()))]
+
+
+def stages_of(strategy: str) -> list[str]:
+    """Those, and of what becomes of its allocation: all whose seconds are the strategy's own."""
+    return [*search_stages(strategy), f"recover-{strategy}", f"pack-{strategy}"]
 
 
 def check_strategies(names: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from autoquant.core.allocate import allocate
-from autoquant.strategies import STRATEGIES, Problem, SearchResult
+from autoquant.strategies import STRATEGIES, Problem, SearchResult, stages_of
 from autoquant.strategies.reversed import reverse, reverse_removals
 from autoquant.strategies.uniform import nearest_columns
 from autoquant.supernet.build import unit_parameters
@@ -120,3 +120,8 @@ def test_reversed_solves_the_reversed_values_it_reports(make_problem: MakeProble
     assert result.values is not None
     found = allocate(result.values, problem.table, problem.budget.bytes)
     assert result.allocation == problem.table.to_allocation(found)
+
+
+def test_a_strategy_spends_its_time_in_the_stages_of_what_it_begins_with_too() -> None:
+    assert stages_of("fisher") == ["search-fisher", "recover-fisher", "pack-fisher"]
+    assert stages_of("reversed") == ["search-reversed", "search-dnas", "recover-reversed", "pack-reversed"]
