@@ -48,7 +48,7 @@ from autoquant.core.versions import device_name, versions
 from autoquant.machine import Machine
 from autoquant.pack.model import load_packed
 from autoquant.strategies import STRATEGIES, Problem, SearchResult, search_stages
-from autoquant.strategies.dnas import prior_values, sensitivity_prior, trusting
+from autoquant.strategies.prior import prior_values, sensitivity_prior, trusting
 from autoquant.supernet.build import Supernet
 from autoquant.tasks.data import TaskData, TextData
 from autoquant.tasks.load import load_glue
